@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every bound on what outside data may ask for, by name. Add the source of the number where there is one. */
+#pragma once
+
+#include "base/macros.h"
+
+/* Largest request that an export passes to a node in one piece; larger zeroing and discards are split. */
+#define LIMIT_REQUEST_BYTES (32 * MIB)
+/* Largest size of a node: file offsets are signed. */
+#define LIMIT_NODE_BYTES ((uint64_t)INT64_MAX - 65535)
+/* Node names (QEMU: 31 characters and the terminating NUL). */
+#define LIMIT_NODE_NAME 31
+/* Largest alignment that a device may ask requests to have. */
+#define LIMIT_REQUEST_ALIGNMENT (64 * MIB)
+/* Depth of a chain of backing files. */
+#define LIMIT_CHAIN_DEPTH 200
+/* Options of one NBD client before it must choose an export, and the length of one option's data that is
+ * kept. */
+#define LIMIT_NBD_OPTIONS 16384
+#define LIMIT_NBD_OPTION_BYTES (1 * MIB)
+/* An option longer than this ends the connection (as QEMU's NBD_MAX_BUFFER_SIZE). */
+#define LIMIT_NBD_OPTION_SKIP_BYTES (32 * MIB)
+/* Requests of one NBD client that are being processed or whose replies it has not taken yet, and their
+ * payload. A single request of LIMIT_REQUEST_BYTES always passes. */
+#define LIMIT_NBD_REQUESTS 128
+#define LIMIT_NBD_REQUEST_BYTES (64 * MIB)
+/* Extents in one NBD block status reply; the client asks again for the rest. */
+#define LIMIT_NBD_EXTENTS 8192
+/* Pieces in the reply to one NBD read of a sparse range; the rest is sent as data. */
+#define LIMIT_NBD_READ_CHUNKS 128
+/* Idle payload buffers that one loop keeps. */
+#define LIMIT_BUFFER_POOL_BYTES (64 * MIB)
+/* Descriptors that one message over a Unix socket may carry (the kernel's SCM_MAX_FD is 253). */
+#define LIMIT_PASSED_FDS 32
+/* Addresses that one listening name may have. */
+#define LIMIT_LISTENER_FDS 8
+/* Size of a ringbuf chardev. */
+#define LIMIT_RINGBUF_BYTES (1 * GIB)
+/* Length of a secret, as given. */
+#define LIMIT_SECRET_BYTES (1 * MIB)
+/* Commands of one monitor client that wait for their turn; more are left unread. */
+#define LIMIT_MONITOR_REQUESTS 8
+/* Replies and events that a monitor client has not taken yet: beyond the first its next command waits, beyond the second
+ * it is disconnected. */
+#define LIMIT_MONITOR_UNREAD_BYTES (1 * MIB)
+#define LIMIT_MONITOR_OUTPUT_BYTES (64 * MIB)
+/* JSON text of the control protocol: containers within containers, and the tokens of one top-level value: their number
+ * and their bytes (the same as QEMU's). */
+#define LIMIT_JSON_DEPTH 1024
+#define LIMIT_JSON_TOKENS (2 * MIB)
+#define LIMIT_JSON_TOKEN_BYTES (64 * MIB)
+/* Structs within structs in the arguments of a command or option; what lies deeper could not be opened anyway. */
+#define LIMIT_SCHEMA_DEPTH 256
+/* One part of a dotted key in key=value text (as QEMU's). */
+#define LIMIT_KEYVAL_KEY_BYTES 127

@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "base/log.h"
+
+#include "base/mem.h"
+
+#include <stdio.h>
+
+static const char *program = "granary";
+static char *current_location;
+
+void log_set_program(const char *name)
+{
+    program = name;
+}
+
+const char *log_program(void)
+{
+    return program;
+}
+
+void log_set_location(const char *location)
+{
+    char *copy = str_dup(location);
+
+    free(current_location);
+    current_location = copy;
+}
+
+const char *log_location(void)
+{
+    return current_location;
+}
+
+static void line(const char *kind, const char *fmt, va_list args)
+{
+    AUTO_FREE char *text = str_vprintf(fmt, args);
+
+    if (current_location)
+        fprintf(stderr, "%s:%s: %s%s\n", program, current_location, kind, text);
+    else
+        fprintf(stderr, "%s: %s%s\n", program, kind, text);
+}
+
+#define LOG_FUNCTION(name, kind)    \
+    void name(const char *fmt, ...) \
+    {                               \
+        va_list args;               \
+        va_start(args, fmt);        \
+        line(kind, fmt, args);      \
+        va_end(args);               \
+    }
+
+LOG_FUNCTION(log_error, "")
+LOG_FUNCTION(log_warn, "warning: ")
+LOG_FUNCTION(log_info, "info: ")
+
+void log_report(Error *err)
+{
+    log_error("%s", err->message);
+    if (err->hint)
+        fprintf(stderr, "%s\n", err->hint);
+    err_done(err);
+}
