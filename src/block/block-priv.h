@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of block/ share. */
+#pragma once
+
+#include "block/driver.h"
+#include "generated/types.h"
+
+typedef struct NodePrivate {
+    Node *node;
+    List graph_link; /* newest first */
+    List parents;    /* Edge.node_link */
+    List children;   /* Edge.parent_link */
+    bool monitor_owned;
+    bool in_graph;               /* has been opened; false while open() runs */
+    BlockdevOptions *options;    /* as given, owned; for filename reporting. May be NULL */
+    uint64_t write_generation;   /* counts writes that have completed */
+    uint64_t flushed_generation; /* all writes up to here are durable */
+    List serialised;             /* requests that others may have to wait for, see serialise.c */
+    uint64_t write_highest;      /* end of the highest write */
+    EdgeStats closed_stats;      /* of edges that are gone */
+    bool corrupt;                /* a fatal corruption was reported */
+} NodePrivate;
+
+struct Edge {
+    Node *node;
+    Node *parent; /* NULL: a root edge, of an export or a job */
+    const EdgeUser *user;
+    void *opaque;
+    char *name;     /* "file", "backing", "root"; owned */
+    unsigned roles; /* EdgeRole */
+    unsigned perm, shared;
+    List node_link, parent_link;
+    unsigned drained;   /* root edges: new requests wait */
+    unsigned in_flight; /* root edges; counted on the node's home loop */
+    CoCond changed;     /* drained or in_flight has reached zero */
+    EdgeStats stats;
+};
+
+/* ---- Graph (node.c) ---- */
+
+void edge_attach(Edge *edge, Node *node);
+void edge_detach(Edge *edge);
+/* Frees the node if nobody needs it any more. */
+void node_release(Node *node);
+bool id_is_valid(const char *id);
+
+/* Options that a child takes from its parent where its own say nothing. */
+typedef struct Inherited {
+    Node *parent;
+    unsigned roles;
+} Inherited;
+
+int node_open_inherited(
+    const BlockdevOptions *options, const Inherited *inherited, Node **ret_node, Error *err) MUST_CHECK;
+
+/* ---- Permissions (permission.c) ---- */
+
+/* Makes the permissions in force below node what its parents ask for; on failure nothing has changed. */
+int permission_refresh(Node *node, Error *err) MUST_CHECK;
+/* Changes what one edge asks for; on failure nothing has changed. */
+int permission_set(Edge *edge, unsigned perm, unsigned shared, Error *err) MUST_CHECK;
+/* Between these, edges are taken out of the graph: never while a permission change, which may wait, looks at them. */
+void graph_change_begin(void);
+void graph_change_end(void);
+/* "write, resize"; caller frees. */
+char *permission_names(unsigned perm);
+
+/* ---- Drain (drain.c) ---- */
+
+/* Ends a drain whose requests wait on `loop`, the node's home when the drain began. */
+void drain_end_on(Loop *loop, Node *node);
+
+/* ---- Serialising (serialise.c) ---- */
+
+typedef struct Serialised {
+    List link;
+    uint64_t offset, bytes;
+    bool exclusive; /* others that overlap wait */
+    CoCond done;
+} Serialised;
+
+/* Registers a write to the range and waits for overlapping ones that exclude it, or, if exclusive, for all of
+ * them. */
+void serialise_begin(Node *node, Serialised *request, uint64_t offset, uint64_t bytes, bool exclusive);
+void serialise_end(Node *node, Serialised *request);
+
+/* ---- Aligned requests (align.c): for requests that do not fit node->limits ---- */
+
+bool align_fits(const Node *node, uint64_t offset, IoSlice io);
+int align_read(Node *node, uint64_t offset, IoSlice dst);
+int align_write(Node *node, uint64_t offset, IoSlice src, unsigned flags);
+int align_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+
+/* ---- The node's side of the request path (request.c); on the home loop, range already checked ---- */
+
+int node_read(Node *node, uint64_t offset, IoSlice dst);
+int node_write(Node *node, uint64_t offset, IoSlice src, unsigned flags);
+int node_flush(Node *node);
+/* Aligned; splits to the limits. */
+int node_read_aligned(Node *node, uint64_t offset, IoSlice dst);
+int node_write_aligned(Node *node, uint64_t offset, IoSlice src, unsigned flags);
+int node_write_zeroes_aligned(Node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+
+/* A static buffer of zeroes for writing zeroes; ZERO_BUFFER_BYTES long, page-aligned. */
+#define ZERO_BUFFER_BYTES (64 * KIB)
+extern const uint8_t zero_buffer[ZERO_BUFFER_BYTES];
+
+/* What stands for the node in messages and query results: a path, or json:{...}. Caller frees. */
+char *node_filename(const Node *node);
+/* Adds the counters of s to sum. */
+void edge_stats_add(EdgeStats *sum, const EdgeStats *s);
+/* Format of a header, by asking all drivers. Never NULL ("raw" if none is sure). */
+const Driver *driver_probe(const uint8_t *header, size_t bytes, const char *filename);

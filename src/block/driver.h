@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The contract between the graph and a block driver: one Driver table per driver, found by name through a
+ * generated registry (`const Driver driver_NAME`, dashes as underscores, NAME as in the driver's branch of
+ * BlockdevOptions).
+ *
+ * What the graph does before it calls a driver, so that drivers stay naive: range, permission and read-only
+ * checks; alignment to node->limits (read-modify-write, bounce buffers); splitting to the limits; serialising
+ * overlapping unaligned writes; emulating FUA, zeroing and discarding that a driver lacks; statistics; home
+ * loop.
+ */
+#pragma once
+
+#include "base/limits.h"
+#include "block/node.h"
+
+typedef struct ImageInfo ImageInfo;                         /* generated */
+typedef struct ImageInfoSpecific ImageInfoSpecific;         /* generated */
+typedef struct BlockStatsSpecific BlockStatsSpecific;       /* generated */
+typedef struct BlockdevCreateOptions BlockdevCreateOptions; /* generated */
+
+typedef enum DriverFlags {
+    DRIVER_FORMAT = 1 << 0,   /* interprets a `file` child */
+    DRIVER_PROTOCOL = 1 << 1, /* a leaf: stores bytes itself */
+    DRIVER_FILTER = 1 << 2,   /* shows one child's data unchanged */
+    DRIVER_ANY_LOOP = 1 << 3, /* the request functions may be called on every loop at once */
+    DRIVER_BACKING = 1 << 4,  /* may have a backing child */
+} DriverFlags;
+
+/* Set by open() and again by refresh; the graph fills defaults from the children before open() returns. */
+typedef struct NodeLimits {
+    uint32_t request_alignment; /* power of two; offsets and lengths are multiples of it. Default 1 */
+    uint32_t memory_alignment;  /* power of two; buffer addresses. Default 1 */
+    uint32_t max_transfer;      /* bytes per read or write, 0: no limit; multiple of request_alignment */
+    uint32_t max_iov;           /* 0: IOV_MAX */
+    uint32_t opt_transfer;      /* 0: unknown */
+    uint64_t max_write_zeroes, max_discard;             /* bytes, 0: no limit */
+    uint32_t write_zeroes_alignment, discard_alignment; /* 0: request_alignment */
+} NodeLimits;
+
+struct Node {
+    const Driver *driver;
+    char name[LIMIT_NODE_NAME + 1];
+    void *state; /* driver's own, driver->state_size zeroed bytes */
+    Loop *home;
+
+    uint64_t size;
+    NodeLimits limits;
+    unsigned write_flags;  /* RequestFlags that driver->write handles itself (REQ_FUA, REQ_COMPRESSED) */
+    unsigned zeroes_flags; /* RequestFlags that driver->write_zeroes handles itself (REQ_FUA, REQ_MAY_UNMAP,
+                              ...) */
+
+    /* Options common to all nodes, as they are in force. */
+    bool read_only, auto_read_only, force_share, direct, no_flush, discard_unmap, active;
+    int detect_zeroes; /* BlockdevDetectZeroesOptions */
+
+    char *filename;                          /* of a protocol node; or of the image, for messages. Owned */
+    char *backing_filename, *backing_format; /* as stored in the image; owned, NULL if none */
+
+    Edge *file;                  /* primary child, or NULL */
+    Edge *backing;               /* or NULL */
+    struct NodePrivate *private; /* block/ only */
+};
+
+struct Driver {
+    const char *name;
+    size_t state_size;
+    unsigned flags; /* DriverFlags */
+
+    /*
+     * Opens. Children are opened from here with node_open_child(); on failure the graph closes them and frees
+     * state, but what open() itself acquired it must release. Sets size, limits, write_flags, zeroes_flags.
+     */
+    int (*open)(Node *node, const BlockdevOptions *options, Error *err);
+    /* Flushes own caches and releases what open() acquired; children are closed by the graph afterwards. May
+     * be NULL. */
+    void (*close)(Node *node);
+
+    /* Data path. Called concurrently by many coroutines. Ranges lie within the node and are aligned to the
+     * limits. */
+    int (*read)(Node *node, uint64_t offset, IoSlice dst);
+    int (*write)(Node *node, uint64_t offset, IoSlice src, unsigned flags); /* NULL: always read-only */
+    int (*write_zeroes)(
+        Node *node, uint64_t offset, uint64_t bytes, unsigned flags); /* NULL or -ENOTSUP: emulated */
+    int (*discard)(Node *node, uint64_t offset, uint64_t bytes);      /* NULL or -ENOTSUP: ignored */
+    int (*flush)(Node *node); /* own caches, then durable; the graph flushes children where this is NULL */
+    /* NULL: data (protocols), or the file child's (filters). May return a shorter range than asked. */
+    int (*status)(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret_status);
+
+    /* Control path, main loop; called on the node's home loop. All optional. */
+    int (*resize)(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err);
+    /* The permissions that the node needs on a child, and leaves to others, for what its own parents ask.
+     * NULL: default for its role. */
+    void (*child_permissions)(
+        Node *node, Edge *child, unsigned perm, unsigned shared, unsigned *ret_perm, unsigned *ret_shared);
+    /* Permissions are about to change to (perm, shared) in force for all parents: take locks, reopen for
+     * writing. check may fail and is followed by commit or abort. */
+    int (*permissions_check)(Node *node, unsigned perm, unsigned shared, Error *err);
+    void (*permissions_commit)(Node *node, unsigned perm, unsigned shared);
+    void (*permissions_abort)(Node *node);
+    /* Bytes of the host's storage in use, or -errno. */
+    int64_t (*allocated_size)(Node *node);
+    /* Format-specific members of ImageInfo; caller frees. */
+    int (*info)(Node *node, ImageInfo *info, Error *err);
+    BlockStatsSpecific *(*stats)(Node *node);
+    /* Lists option names that change what is shown, so that filename reporting must use json:{}. May be NULL.
+     */
+    bool (*filename_is_plain)(Node *node);
+
+    /* blockdev-create */
+    int (*create)(const BlockdevCreateOptions *options, Error *err);
+    /* 0..100: how sure the driver is that a header (first bytes of a file) is its format. NULL: never probed.
+     */
+    int (*probe)(const uint8_t *header, size_t bytes, const char *filename);
+};
+
+/* The registry (generated): NULL if no such driver is built in. */
+const Driver *driver_find(const char *name);
+const Driver *const *driver_list(size_t *ret_count);
+
+/* Opens or looks up the child that ref names and attaches it under `name` ("file", "backing", "data-file",
+ * ...). With EDGE_PRIMARY also sets node->file, with EDGE_COW node->backing. */
+int node_open_child(Node *node, const char *name, const BlockdevRef *ref, unsigned roles, Edge **ret_edge,
+    Error *err) MUST_CHECK;
+/* The same for options that the driver has made up itself. */
+int node_open_child_options(Node *node, const char *name, const BlockdevOptions *options, unsigned roles,
+    Edge **ret_edge, Error *err) MUST_CHECK;
+/* The same for a child that stored names describe: format (NULL: probed, the child is read-only) over a local
+ * file. */
+int node_open_child_file(Node *node, const char *name, const char *filename, const char *format,
+    unsigned roles, Edge **ret_edge, Error *err) MUST_CHECK;
+/* An implicit reading of a path stored in an image, relative to the image's own file; NULL with err set when
+ * the policy refuses it (protocol or json: names). Caller frees. */
+char *node_resolve_path(Node *node, const char *stored, Error *err) MUST_CHECK;
+/* The driver has changed node->size: tells parents. */
+void node_size_changed(Node *node);
+/* Refuses to go on with auto-read-only if the node cannot be written: sets node->read_only or fails with
+ * reason. */
+int node_apply_auto_read_only(Node *node, const char *reason, Error *err) MUST_CHECK;
+/* Reports corruption: sends BLOCK_IMAGE_CORRUPTED. offset or size -1: not known. */
+void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size, const char *message);
+/* The permissions that a child needs by its role; for drivers whose child_permissions starts from them. */
+void node_default_permissions(
+    Node *node, Edge *child, unsigned perm, unsigned shared, unsigned *ret_perm, unsigned *ret_shared);

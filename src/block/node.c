@@ -1,0 +1,679 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Nodes and edges: opening, naming, ownership, closing. Main loop only, but for what is marked otherwise.
+ *
+ * Invariants: a node is in the graph list from before its driver's open() (so that names are unique) until it
+ * is freed; it lives while `monitor_owned` or while it has parents; a child's home loop is its parent's.
+ */
+#include "block/block-priv.h"
+
+#include "base/log.h"
+#include "base/mem.h"
+#include "generated/trace.h"
+#include "schema/visit.h"
+
+#include <assert.h>
+#include <ctype.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static List graph = LIST_INIT(graph);
+static unsigned next_auto_name;
+
+/* ---- Names ---- */
+
+/* Also finds nodes that are still being opened or closed. */
+static Node *find_any(const char *name)
+{
+    LIST_FOREACH (link, &graph) {
+        Node *node = LIST_ENTRY(link, NodePrivate, graph_link)->node;
+
+        if (str_eq(node->name, name))
+            return node;
+    }
+    return NULL;
+}
+
+Node *node_find(const char *name)
+{
+    Node *node = find_any(name);
+
+    return node && node->private->in_graph ? node : NULL;
+}
+
+bool id_is_valid(const char *id)
+{
+    if (!isalpha((unsigned char)id[0]))
+        return false;
+    for (const char *c = id + 1; *c; c++)
+        if (!isalnum((unsigned char)*c) && !strchr("-._", *c))
+            return false;
+    return true;
+}
+
+/* '#' keeps automatic names apart from any that users may choose. */
+static void make_auto_name(Node *node)
+{
+    do
+        snprintf(node->name, sizeof(node->name), "#block%u%02d", next_auto_name++, rand() % 100);
+    while (find_any(node->name));
+}
+
+static int assign_name(Node *node, const char *name, Error *err)
+{
+    if (!name) {
+        make_auto_name(node);
+        return 0;
+    }
+    if (!id_is_valid(name))
+        return err_set(err, -EINVAL, "Invalid node-name: '%s'", name);
+    if (strlen(name) > LIMIT_NODE_NAME)
+        return err_set(err, -EINVAL, "Node name too long");
+    if (find_any(name))
+        return err_set(err, -EINVAL, "Duplicate nodes with node-name='%s'", name);
+    snprintf(node->name, sizeof(node->name), "%s", name);
+    return 0;
+}
+
+const char *node_name(const Node *node)
+{
+    return node->name;
+}
+
+const Driver *node_driver(const Node *node)
+{
+    return node->driver;
+}
+
+uint64_t node_size(const Node *node)
+{
+    return node->size;
+}
+
+bool node_is_read_only(const Node *node)
+{
+    return node->read_only;
+}
+
+Loop *node_home(const Node *node)
+{
+    return node->home;
+}
+
+uint32_t node_request_alignment(const Node *node)
+{
+    return node->limits.request_alignment;
+}
+
+void node_foreach(void (*fn)(Node *node, void *arg), void *arg)
+{
+    LIST_FOREACH_SAFE (link, &graph)
+        fn(LIST_ENTRY(link, NodePrivate, graph_link)->node, arg);
+}
+
+/* ---- Edges ---- */
+
+void edge_attach(Edge *edge, Node *node)
+{
+    edge->node = node;
+    list_append(&node->private->parents, &edge->node_link);
+    if (edge->parent)
+        list_append(&edge->parent->private->children, &edge->parent_link);
+}
+
+void edge_detach(Edge *edge)
+{
+    list_remove(&edge->node_link);
+    list_remove(&edge->parent_link);
+}
+
+static void edge_free(Edge *edge)
+{
+    free(edge->name);
+    free(edge);
+}
+
+static Edge *edge_new(const char *name)
+{
+    Edge *edge = mem_new(Edge);
+
+    edge->name = str_dup(name);
+    edge->shared = PERM_ALL;
+    return edge;
+}
+
+/* Lowering what is asked for cannot conflict; a driver that fails here keeps what it has. */
+static void refresh_after_detach(Node *node)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+
+    if (permission_refresh(node, &err) < 0)
+        log_warn("%s", err.message);
+}
+
+static void edge_disconnect(Edge *edge)
+{
+    Node *node = edge->node;
+
+    graph_change_begin();
+    edge_stats_add(&node->private->closed_stats, &edge->stats);
+    edge_detach(edge);
+    graph_change_end();
+    edge_free(edge);
+    if (!list_empty(&node->private->parents) || node->private->monitor_owned)
+        refresh_after_detach(node);
+    node_release(node);
+}
+
+int edge_open(Node *node, const EdgeUser *user, void *opaque, unsigned perm, unsigned shared, Edge **ret_edge,
+    Error *err)
+{
+    Edge *edge = edge_new("root");
+    int r;
+
+    edge->user = user;
+    edge->opaque = opaque;
+    edge_attach(edge, node);
+    r = permission_set(edge, perm, shared, err);
+    if (r < 0) {
+        graph_change_begin();
+        edge_detach(edge);
+        graph_change_end();
+        edge_free(edge);
+        return r;
+    }
+    *ret_edge = edge;
+    return 0;
+}
+
+static int wait_for_requests(void *arg)
+{
+    Edge *edge = arg;
+
+    edge->drained++;
+    while (edge->in_flight)
+        co_cond_wait_shielded(&edge->changed, NULL);
+    return 0;
+}
+
+void edge_close(Edge *edge)
+{
+    if (!edge)
+        return;
+    if (!edge->parent)
+        loop_call(edge->node->home, wait_for_requests, edge);
+    else if (edge->parent->file == edge)
+        edge->parent->file = NULL;
+    else if (edge->parent->backing == edge)
+        edge->parent->backing = NULL;
+    edge_disconnect(edge);
+}
+
+int edge_set_permissions(Edge *edge, unsigned perm, unsigned shared, Error *err)
+{
+    return permission_set(edge, perm, shared, err);
+}
+
+Node *edge_node(const Edge *edge)
+{
+    return edge->node;
+}
+
+/* ---- Closing ---- */
+
+static int close_on_home(void *arg)
+{
+    Node *node = arg;
+
+    if (!node->read_only && !node->private->corrupt)
+        (void)node_flush(node);
+    if (node->driver->close)
+        node->driver->close(node);
+    return 0;
+}
+
+static void close_children(Node *node)
+{
+    while (!list_empty(&node->private->children))
+        edge_close(LIST_ENTRY(node->private->children.prev, Edge, parent_link));
+}
+
+static void node_free(Node *node)
+{
+    NodePrivate *p = node->private;
+
+    list_remove(&p->graph_link);
+    blockdev_options_free(p->options);
+    free(p);
+    free(node->filename);
+    free(node->backing_filename);
+    free(node->backing_format);
+    free(node->state);
+    free(node);
+}
+
+void node_release(Node *node)
+{
+    NodePrivate *p = node->private;
+
+    if (p->monitor_owned || !list_empty(&p->parents) || !p->in_graph)
+        return;
+    trace_node_close(node->name);
+    p->in_graph = false; /* closing children comes back here */
+    loop_call(node->home, close_on_home, node);
+    close_children(node);
+    node_free(node);
+}
+
+void node_close_all(void)
+{
+    bool more = true;
+
+    while (more) {
+        more = false;
+        LIST_FOREACH (link, &graph) {
+            NodePrivate *p = LIST_ENTRY(link, NodePrivate, graph_link);
+
+            if (p->monitor_owned && list_empty(&p->parents)) {
+                p->monitor_owned = false;
+                node_release(p->node);
+                more = true;
+                break;
+            }
+        }
+    }
+}
+
+/* ---- Opening ---- */
+
+static Node *node_new(const Driver *driver)
+{
+    Node *node = mem_new(Node);
+    NodePrivate *p = mem_new(NodePrivate);
+
+    node->driver = driver;
+    node->private = p;
+    node->state = mem_zalloc(driver->state_size);
+    node->home = loop_current();
+    node->active = true;
+    node->limits.request_alignment = node->limits.memory_alignment = 1;
+    p->node = node;
+    list_init(&p->parents);
+    list_init(&p->children);
+    list_init(&p->serialised);
+    return node;
+}
+
+/* Options common to all nodes: what options say, else what the parent hands down. */
+static void set_common_options(Node *node, const BlockdevOptions *o, const Inherited *from)
+{
+    const Node *parent = from->parent;
+    bool backing = from->roles & EDGE_COW;
+
+    node->read_only = o->has_read_only ? o->read_only : parent && (backing || parent->read_only);
+    node->auto_read_only = o->has_auto_read_only ? o->auto_read_only : parent && !backing;
+    node->force_share = o->has_force_share ? o->force_share : parent && parent->force_share;
+    node->direct = o->cache && o->cache->has_direct ? o->cache->direct : parent && parent->direct;
+    node->no_flush = o->cache && o->cache->has_no_flush ? o->cache->no_flush : parent && parent->no_flush;
+    node->discard_unmap = o->has_discard ? o->discard == BLOCKDEV_DISCARD_OPTIONS_UNMAP : parent && !backing;
+    node->detect_zeroes = o->has_detect_zeroes ? (int)o->detect_zeroes : BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF;
+    node->active = !o->has_active || o->active;
+}
+
+static int check_common_options(const Node *node, Error *err)
+{
+    if (node->force_share && !node->read_only)
+        return err_set(err, -EINVAL, "force-share=on can only be used with read-only images");
+    if (node->detect_zeroes == BLOCKDEV_DETECT_ZEROES_OPTIONS_UNMAP && !node->discard_unmap)
+        return err_set(err, -EINVAL,
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+    return 0;
+}
+
+static bool limits_are_sound(const NodeLimits *l)
+{
+    return is_power_of_2(l->request_alignment) && is_power_of_2(l->memory_alignment) &&
+           l->request_alignment <= LIMIT_REQUEST_ALIGNMENT &&
+           is_aligned(l->max_transfer, l->request_alignment);
+}
+
+static int open_driver(Node *node, const BlockdevOptions *options, Error *err)
+{
+    int r = node->driver->open(node, options, err);
+
+    if (r < 0)
+        return r;
+    if (node->size > LIMIT_NODE_BYTES)
+        r = err_set(err, -EFBIG, "node '%s': a size of %" PRIu64 " bytes is beyond what can be addressed",
+            node->name, node->size);
+    else
+        assert(limits_are_sound(&node->limits));
+    if (r == 0)
+        r = permission_refresh(node, err);
+    if (r < 0 && node->driver->close)
+        node->driver->close(node);
+    return r;
+}
+
+static void abandon(Node *node)
+{
+    close_children(node);
+    node_free(node);
+}
+
+int node_open_inherited(
+    const BlockdevOptions *options, const Inherited *inherited, Node **ret_node, Error *err)
+{
+    const char *name = blockdev_driver_name(options->driver);
+    const Driver *driver = driver_find(name);
+    Node *node;
+    int r;
+
+    if (!driver)
+        return err_set(err, -ENOENT, "Unknown driver '%s'", name);
+    node = node_new(driver);
+    r = assign_name(node, options->node_name, err);
+    list_prepend(&graph, &node->private->graph_link);
+    if (r == 0) {
+        set_common_options(node, options, inherited);
+        node->private->options = schema_clone(&schema_type_BlockdevOptions, options);
+        r = check_common_options(node, err);
+    }
+    if (r == 0)
+        r = open_driver(node, options, err);
+    if (r < 0) {
+        abandon(node);
+        return r;
+    }
+    node->private->in_graph = true;
+    trace_node_open(node->name, name);
+    *ret_node = node;
+    return 0;
+}
+
+int node_open(const BlockdevOptions *options, Node **ret_node, Error *err)
+{
+    return node_open_inherited(options, &(Inherited){0}, ret_node, err);
+}
+
+int node_add(const BlockdevOptions *options, Error *err)
+{
+    Node *node;
+    int r;
+
+    if (!options->node_name)
+        return err_set(err, -EINVAL, "'node-name' must be specified for the root node");
+    r = node_open(options, &node, err);
+    if (r == 0)
+        node->private->monitor_owned = true;
+    return r;
+}
+
+static bool has_root_edge(const Node *node)
+{
+    LIST_FOREACH (link, &node->private->parents)
+        if (!LIST_ENTRY(link, Edge, node_link)->parent)
+            return true;
+    return false;
+}
+
+static const Edge *find_backing_user(const Node *node)
+{
+    LIST_FOREACH (link, &node->private->parents)
+        if (LIST_ENTRY(link, Edge, node_link)->roles & EDGE_COW)
+            return LIST_ENTRY(link, Edge, node_link);
+    return NULL;
+}
+
+int node_del(const char *name, Error *err)
+{
+    Node *node = node_find(name);
+    const Edge *backing_user;
+
+    if (!node)
+        return err_set(err, -ENOENT, "Failed to find node with node-name='%s'", name);
+    if (has_root_edge(node))
+        return err_set(err, -EBUSY, "Node %s is in use", name);
+    backing_user = find_backing_user(node);
+    if (backing_user)
+        return err_set(err, -EBUSY, "Node '%s' is busy: node is used as backing hd of '%s'", name,
+            backing_user->parent->name);
+    if (!node->private->monitor_owned)
+        return err_set(err, -EPERM, "Node %s is not owned by the monitor", name);
+    if (!list_empty(&node->private->parents))
+        return err_set(err, -EBUSY, "Block device %s is in use", name);
+    node->private->monitor_owned = false;
+    node_release(node);
+    return 0;
+}
+
+/* ---- Children ---- */
+
+/* A parent is younger than its primary child, wherever lists are ordered by age. */
+static void reorder_behind_child(Node *node)
+{
+    list_remove(&node->private->graph_link);
+    list_prepend(&graph, &node->private->graph_link);
+}
+
+static unsigned chain_depth(const Node *node)
+{
+    unsigned depth = 0;
+
+    for (; node; node = node->backing ? node->backing->node : NULL)
+        depth++;
+    return depth;
+}
+
+static void adopt(Node *node, Node *child, const char *name, unsigned roles, Edge **ret_edge)
+{
+    Edge *edge = edge_new(name);
+
+    edge->parent = node;
+    edge->roles = roles;
+    edge_attach(edge, child);
+    if (roles & EDGE_PRIMARY)
+        node->file = edge;
+    if (roles & EDGE_COW)
+        node->backing = edge;
+    if (ret_edge)
+        *ret_edge = edge;
+}
+
+/* Reading and writing are needed while open() runs; the final permissions come when it has succeeded. */
+static int attach_child(
+    Node *node, Node *child, const char *name, unsigned roles, Edge **ret_edge, Error *err)
+{
+    Edge *edge;
+    int r;
+
+    if (chain_depth(child) >= LIMIT_CHAIN_DEPTH) {
+        node_release(child);
+        return err_set(err, -ELOOP, "Backing chain of node '%s' is deeper than %d images", node->name,
+            LIMIT_CHAIN_DEPTH);
+    }
+    adopt(node, child, name, roles, &edge);
+    r = permission_refresh(node, err);
+    if (r < 0) {
+        edge_close(edge);
+        return r;
+    }
+    if (ret_edge)
+        *ret_edge = edge;
+    return 0;
+}
+
+/* True if `node` is `below` or can be reached from it. */
+static bool reaches(const Node *below, const Node *node)
+{
+    if (below == node)
+        return true;
+    LIST_FOREACH (link, &below->private->children)
+        if (reaches(LIST_ENTRY(link, Edge, parent_link)->node, node))
+            return true;
+    return false;
+}
+
+static int find_reference(Node *node, const char *reference, Node **ret_child, Error *err)
+{
+    Node *child = node_find(reference);
+
+    if (!child)
+        return err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'", reference, reference);
+    if (reaches(child, node))
+        return err_set(
+            err, -EINVAL, "Making '%s' a child of '%s' would create a cycle", reference, node->name);
+    *ret_child = child;
+    return 0;
+}
+
+int node_open_child(
+    Node *node, const char *name, const BlockdevRef *ref, unsigned roles, Edge **ret_edge, Error *err)
+{
+    Inherited inherited = {.parent = node, .roles = roles};
+    bool definition = ref->type == BLOCKDEV_REF_KIND_DEFINITION;
+    Node *child = NULL;
+    int r = definition ? node_open_inherited(ref->u.definition, &inherited, &child, err)
+                       : find_reference(node, ref->u.reference, &child, err);
+
+    if (r < 0)
+        return r;
+    if (definition && (roles & EDGE_PRIMARY))
+        reorder_behind_child(node);
+    return attach_child(node, child, name, roles, ret_edge, err);
+}
+
+int node_open_child_options(
+    Node *node, const char *name, const BlockdevOptions *options, unsigned roles, Edge **ret_edge, Error *err)
+{
+    const BlockdevRef ref = {
+        .type = BLOCKDEV_REF_KIND_DEFINITION, .u.definition = (BlockdevOptions *)options};
+
+    return node_open_child(node, name, &ref, roles, ret_edge, err);
+}
+
+/* ---- Changes that drivers report ---- */
+
+static void tell_parents_about_size(Node *node)
+{
+    LIST_FOREACH (link, &node->private->parents) {
+        Edge *edge = LIST_ENTRY(link, Edge, node_link);
+
+        if (!edge->parent && edge->user->resized)
+            edge->user->resized(edge->opaque, node->size);
+    }
+}
+
+void node_size_changed(Node *node)
+{
+    tell_parents_about_size(node);
+}
+
+int node_apply_auto_read_only(Node *node, const char *reason, Error *err)
+{
+    if (node->read_only)
+        return 0;
+    if (!node->auto_read_only)
+        return err_set(err, -EACCES, "%s", reason);
+    node->read_only = true;
+    return 0;
+}
+
+/* ---- Home loops ---- */
+
+static void move_tree(Node *node, Loop *home)
+{
+    if (node->home == home)
+        return;
+    node->home = home;
+    LIST_FOREACH (link, &node->private->children)
+        move_tree(LIST_ENTRY(link, Edge, parent_link)->node, home);
+    LIST_FOREACH (link, &node->private->parents) {
+        Edge *edge = LIST_ENTRY(link, Edge, node_link);
+
+        if (edge->parent)
+            move_tree(edge->parent, home);
+    }
+}
+
+/* Everything that must come along hangs together: if another user has already moved it elsewhere, it stays
+ * there. */
+static bool is_pinned_elsewhere(Node *node, Loop *main_loop)
+{
+    return node->home != main_loop && has_root_edge(node);
+}
+
+/* Draining the leaves reaches every user of any part of the tree. */
+static void drain_tree(Node *node)
+{
+    node_drain_begin(node);
+    LIST_FOREACH (link, &node->private->children)
+        drain_tree(LIST_ENTRY(link, Edge, parent_link)->node);
+}
+
+static void undrain_tree(Node *node, Loop *old_home)
+{
+    drain_end_on(old_home, node);
+    LIST_FOREACH (link, &node->private->children)
+        undrain_tree(LIST_ENTRY(link, Edge, parent_link)->node, old_home);
+}
+
+int node_set_home(Node *node, Loop *home, Error *err)
+{
+    Loop *old_home = node->home;
+
+    if (old_home == home)
+        return 0;
+    if (is_pinned_elsewhere(node, loop_current()))
+        return err_set(err, -EBUSY, "Cannot change iothread of active block backend");
+    trace_node_set_home(node->name, loop_name(home));
+    drain_tree(node);
+    move_tree(node, home);
+    undrain_tree(node, old_home);
+    return 0;
+}
+
+/* ---- Resizing ---- */
+
+typedef struct ResizeCall {
+    Edge *edge;
+    uint64_t size;
+    bool exact;
+    Preallocation prealloc;
+    unsigned flags;
+    Error *err;
+} ResizeCall;
+
+static int resize_on_home(void *arg)
+{
+    const ResizeCall *c = arg;
+    Node *node = c->edge->node;
+
+    return node->driver->resize(node, c->size, c->exact, c->prealloc, c->flags, c->err);
+}
+
+int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
+{
+    ResizeCall call = {
+        .edge = edge, .size = size, .exact = exact, .prealloc = prealloc, .flags = flags, .err = err};
+    Node *node = edge->node;
+    uint64_t old_size = node->size;
+    int r;
+
+    if (!(edge->perm & PERM_RESIZE))
+        return err_set(err, -EPERM, "Permission 'resize' missing on node '%s'", node->name);
+    if (node->read_only)
+        return err_set(err, -EACCES, "Image is read-only");
+    if (size > LIMIT_NODE_BYTES)
+        return err_set(err, -EFBIG, "Required too big image size, it must be not greater than %" PRIu64,
+            LIMIT_NODE_BYTES);
+    if (!node->driver->resize)
+        return err_set(err, -ENOTSUP, "Image format driver does not support resize");
+    r = loop_call(node->home, resize_on_home, &call);
+    if (r == 0 && node->size != old_size)
+        node_size_changed(node);
+    return r;
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The QMP commands that change the graph, and the event about damaged images. */
+#include "block/block-priv.h"
+
+#include "base/log.h"
+#include "generated/commands.h"
+#include "generated/events.h"
+
+int qmp_blockdev_add(const BlockdevOptions *arg, Error *err)
+{
+    return node_add(arg, err);
+}
+
+int qmp_blockdev_del(const BlockdevDelArg *arg, Error *err)
+{
+    return node_del(arg->node_name, err);
+}
+
+static int send_corruption(void *arg)
+{
+    event_block_image_corrupted(arg);
+    return 0;
+}
+
+static Loop *main_loop;
+
+void block_init(void)
+{
+    main_loop = loop_current();
+}
+
+void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size, const char *message)
+{
+    BlockImageCorruptedEvent event = {
+        .device = (char *)"",
+        .node_name = node->name,
+        .msg = (char *)message,
+        .has_offset = offset >= 0,
+        .offset = offset,
+        .has_size = size >= 0,
+        .size = size,
+        .fatal = fatal,
+    };
+
+    log_error("node '%s': image is corrupt: %s%s", node->name, message,
+        fatal ? "; the node can no longer be used" : "");
+    node->private->corrupt |= fatal;
+    loop_call(main_loop, send_corruption, &event);
+}
