@@ -347,8 +347,7 @@ static int open_driver(Node *node, const BlockdevOptions *options, Error *err)
     if (r < 0)
         return r;
     if (node->size > LIMIT_NODE_BYTES)
-        r = err_set(err, -EFBIG, "node '%s': a size of %" PRIu64 " bytes is beyond what can be addressed",
-            node->name, node->size);
+        r = err_set_errno(err, -EFBIG, "Could not refresh total sector count");
     else
         assert(limits_are_sound(&node->limits));
     if (r == 0)

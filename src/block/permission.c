@@ -135,9 +135,22 @@ static void set_edge(Transaction *t, Edge *edge, unsigned perm, unsigned shared)
     edge->shared = shared;
 }
 
-static int refuse_write(const Node *node, Error *err)
+/* Writing the last, partial block of an odd-sized node would enlarge it. */
+static bool write_needs_resize(const Node *node)
 {
-    return err_set(err, -EPERM, "Block node is read-only");
+    return !is_aligned(node->size, node->limits.request_alignment);
+}
+
+static int check_write(const Node *node, unsigned perm, Error *err)
+{
+    if (!(perm & (PERM_WRITE | PERM_WRITE_UNCHANGED)))
+        return 0;
+    if (node->read_only)
+        return err_set(err, -EPERM, "Block node is read-only");
+    if (!(perm & PERM_RESIZE) && write_needs_resize(node))
+        return err_set(err, -EPERM,
+            "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment");
+    return 0;
 }
 
 static int update(Transaction *t, Node *node, Error *err);
@@ -169,8 +182,9 @@ static int update(Transaction *t, Node *node, Error *err)
     if (r < 0)
         return r;
     cumulative(node, &perm, &shared);
-    if ((perm & (PERM_WRITE | PERM_WRITE_UNCHANGED)) && node->read_only)
-        return refuse_write(node, err);
+    r = check_write(node, perm, err);
+    if (r < 0)
+        return r;
     if (node->driver->permissions_check) {
         r = node->driver->permissions_check(node, perm, shared, err);
         if (r < 0)
