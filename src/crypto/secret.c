@@ -1,0 +1,397 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The object type `secret`. Unlike in QEMU, the property `data` cannot be read back, and the properties
+ * cannot be changed after creation (there, a change has no effect on the secret).
+ */
+#include "crypto/secret.h"
+
+#include "base/limits.h"
+#include "base/mem.h"
+#include "generated/types.h"
+#include "schema/object.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <gnutls/crypto.h>
+#include <gnutls/gnutls.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#define KEY_BYTES 32
+#define BLOCK_BYTES 16
+
+extern const ObjectKind object_kind_secret;
+
+typedef struct Secret {
+    uint8_t *data;
+    size_t bytes;
+    char *file, *keyid, *iv; /* as given, or NULL */
+    QCryptoSecretFormat format;
+} Secret;
+
+/* ---- Memory ---- */
+
+static size_t mapping_bytes(size_t bytes)
+{
+    return (size_t)align_up(bytes + 1, (uint64_t)sysconf(_SC_PAGESIZE));
+}
+
+uint8_t *secret_alloc(size_t bytes)
+{
+    void *data;
+
+    if (bytes > LIMIT_SECRET_BYTES * 2)
+        return NULL;
+    data = mmap(NULL, mapping_bytes(bytes), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (data == MAP_FAILED)
+        return NULL;
+    /* Both may be refused (limits of the user, old kernels), which is no reason not to work. */
+    mlock(data, mapping_bytes(bytes));
+    madvise(data, mapping_bytes(bytes), MADV_DONTDUMP);
+    return data;
+}
+
+void secret_free(uint8_t *data, size_t bytes)
+{
+    if (!data)
+        return;
+    explicit_bzero(data, bytes);
+    munmap(data, mapping_bytes(bytes));
+}
+
+static uint8_t *copy(const void *from, size_t bytes)
+{
+    uint8_t *data = secret_alloc(bytes);
+
+    if (data)
+        memcpy(data, from, bytes);
+    return data;
+}
+
+/* Data on its way through the steps of creation. */
+typedef struct Bytes {
+    uint8_t *data;
+    size_t bytes;
+} Bytes;
+
+static void bytes_done(Bytes *b)
+{
+    secret_free(b->data, b->bytes);
+    *b = (Bytes){0};
+}
+
+static int out_of_memory(Error *err)
+{
+    return err_set(err, -ENOMEM, "Out of memory");
+}
+
+/* ---- Base64 ---- */
+
+/* 0..63, 64 for the padding character, -1 for what is no base64. */
+static int sextet(char c)
+{
+    if (c >= 'A' && c <= 'Z')
+        return c - 'A';
+    if (c >= 'a' && c <= 'z')
+        return c - 'a' + 26;
+    if (c >= '0' && c <= '9')
+        return c - '0' + 52;
+    return c == '+' ? 62 : c == '/' ? 63 : c == '=' ? 64 : -1;
+}
+
+static int decode(const char *text, size_t length, uint8_t *out, size_t *ret_bytes)
+{
+    uint32_t bits = 0;
+    unsigned digits = 0, padding = 0;
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < length; i++) {
+        int value = sextet(text[i]);
+
+        if (text[i] == '\n')
+            continue;
+        if (value < 0 || (padding && value != 64) || (value == 64 && digits < 2))
+            return -EINVAL;
+        padding += value == 64;
+        bits = bits << 6 | ((uint32_t)value & 63);
+        if (++digits < 4)
+            continue;
+        for (unsigned n = 0; n < 3 - padding; n++)
+            out[bytes++] = (uint8_t)(bits >> (16 - 8 * n));
+        bits = 0;
+        digits = 0;
+        if (padding && i + 1 < length && text[i + 1] != '\n')
+            return -EINVAL;
+    }
+    *ret_bytes = bytes;
+    return digits ? -EINVAL : 0;
+}
+
+int secret_from_base64(const char *text, size_t length, uint8_t **ret_data, size_t *ret_bytes, Error *err)
+{
+    size_t capacity = length / 4 * 3 + 3;
+    Bytes out = {.data = secret_alloc(capacity), .bytes = capacity};
+    size_t bytes;
+    int r;
+
+    if (!out.data)
+        return out_of_memory(err);
+    r = decode(text, length, out.data, &bytes);
+    if (r == 0) {
+        *ret_data = copy(out.data, bytes);
+        *ret_bytes = bytes;
+        r = *ret_data ? 0 : out_of_memory(err);
+    } else {
+        err_set(err, r, "Base64 data contains invalid characters");
+    }
+    bytes_done(&out);
+    return r;
+}
+
+/* ---- Decryption ---- */
+
+static int decrypt_blocks(const uint8_t *key, const uint8_t *iv, uint8_t *data, size_t bytes)
+{
+    gnutls_datum_t k = {.data = (unsigned char *)key, .size = KEY_BYTES};
+    gnutls_datum_t v = {.data = (unsigned char *)iv, .size = BLOCK_BYTES};
+    gnutls_cipher_hd_t cipher;
+    int r = gnutls_cipher_init(&cipher, GNUTLS_CIPHER_AES_256_CBC, &k, &v);
+
+    if (r == 0) {
+        r = gnutls_cipher_decrypt(cipher, data, bytes);
+        gnutls_cipher_deinit(cipher);
+    }
+    return r;
+}
+
+static int strip_padding(Bytes *b, uint8_t **ret_data, size_t *ret_bytes, Error *err)
+{
+    unsigned padding = b->bytes ? b->data[b->bytes - 1] : 0;
+
+    if (padding == 0 || padding > BLOCK_BYTES || padding > b->bytes)
+        return err_set(
+            err, -EINVAL, "Incorrect number of padding bytes (%u) found on decrypted data", padding);
+    *ret_data = copy(b->data, b->bytes - padding);
+    *ret_bytes = b->bytes - padding;
+    return *ret_data ? 0 : out_of_memory(err);
+}
+
+int secret_decrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *data, size_t bytes,
+    uint8_t **ret_data, size_t *ret_bytes, Error *err)
+{
+    Bytes plain;
+    int r;
+
+    if (bytes % BLOCK_BYTES)
+        return err_set(err, -EINVAL, "Length %zu must be a multiple of block size %d", bytes, BLOCK_BYTES);
+    plain = (Bytes){.data = copy(data, bytes), .bytes = bytes};
+    if (!plain.data)
+        return out_of_memory(err);
+    r = bytes ? decrypt_blocks(key, iv, plain.data, bytes) : 0;
+    if (r < 0)
+        r = err_set(err, -EINVAL, "Cannot decrypt the secret: %s", gnutls_strerror(r));
+    else
+        r = strip_padding(&plain, ret_data, ret_bytes, err);
+    bytes_done(&plain);
+    return r;
+}
+
+/* ---- Creation ---- */
+
+/* Reads from a file or a pipe; one byte more than allowed shows that it is too long. */
+static ssize_t read_up_to(int fd, uint8_t *data, size_t max)
+{
+    size_t bytes = 0;
+
+    while (bytes < max) {
+        ssize_t n = read(fd, data + bytes, max - bytes);
+
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return -errno;
+        if (n == 0)
+            break;
+        bytes += (size_t)n;
+    }
+    return (ssize_t)bytes;
+}
+
+static int read_file(const char *name, Bytes *ret_bytes, Error *err)
+{
+    AUTO_CLOSE int fd = open(name, O_RDONLY | O_CLOEXEC | O_NOCTTY);
+    CLEANUP(bytes_done) Bytes all = {.bytes = LIMIT_SECRET_BYTES + 1};
+    ssize_t n;
+
+    if (fd < 0)
+        return err_set(err, -errno, "Unable to read %s: Failed to open file \u201C%s\u201D: %s", name, name,
+            strerror(errno));
+    all.data = secret_alloc(all.bytes);
+    if (!all.data)
+        return out_of_memory(err);
+    n = read_up_to(fd, all.data, all.bytes);
+    if (n < 0)
+        return err_set(err, (int)n, "Unable to read %s: Error reading file \u201C%s\u201D: %s", name, name,
+            strerror((int)-n));
+    if ((size_t)n > LIMIT_SECRET_BYTES)
+        return err_set(err, -EFBIG, "Unable to read %s: longer than %d bytes", name, (int)LIMIT_SECRET_BYTES);
+    *ret_bytes = (Bytes){.data = copy(all.data, (size_t)n), .bytes = (size_t)n};
+    return ret_bytes->data ? 0 : out_of_memory(err);
+}
+
+static int load(const SecretProperties *o, Bytes *ret_bytes, Error *err)
+{
+    size_t length;
+
+    if (o->file && o->data)
+        return err_set(err, -EINVAL, "'file' and 'data' are mutually exclusive");
+    if (o->file)
+        return read_file(o->file, ret_bytes, err);
+    if (!o->data)
+        return err_set(err, -EINVAL, "Either 'file' or 'data' must be provided");
+    length = strlen(o->data);
+    if (length > LIMIT_SECRET_BYTES)
+        return err_set(err, -EFBIG, "The secret is longer than %d bytes", (int)LIMIT_SECRET_BYTES);
+    *ret_bytes = (Bytes){.data = copy(o->data, length), .bytes = length};
+    return ret_bytes->data ? 0 : out_of_memory(err);
+}
+
+/* Replaces base64 text by what it says. */
+static int from_format(const SecretProperties *o, Bytes *b, Error *err)
+{
+    Bytes decoded;
+    int r;
+
+    if (!o->has_format || o->format != QCRYPTO_SECRET_FORMAT_BASE64)
+        return 0;
+    r = secret_from_base64((const char *)b->data, b->bytes, &decoded.data, &decoded.bytes, err);
+    if (r < 0)
+        return r;
+    bytes_done(b);
+    *b = decoded;
+    return 0;
+}
+
+static int load_iv(const SecretProperties *o, Bytes *ret_iv, Error *err)
+{
+    int r;
+
+    if (!o->iv)
+        return err_set(err, -EINVAL, "IV is required to decrypt secret");
+    r = secret_from_base64(o->iv, strlen(o->iv), &ret_iv->data, &ret_iv->bytes, err);
+    if (r == 0 && ret_iv->bytes != BLOCK_BYTES)
+        return err_set(err, -EINVAL, "IV should be %d bytes in length not %zu", BLOCK_BYTES, ret_iv->bytes);
+    return r;
+}
+
+static int decrypt(const SecretProperties *o, Bytes *b, Error *err)
+{
+    CLEANUP(bytes_done) Bytes key = {0}, iv = {0};
+    Bytes plain;
+    int r = secret_lookup(o->keyid, &key.data, &key.bytes, err);
+
+    if (r < 0)
+        return r;
+    if (key.bytes != KEY_BYTES)
+        return err_set(err, -EINVAL, "Key should be %d bytes in length", KEY_BYTES);
+    r = load_iv(o, &iv, err);
+    if (r == 0)
+        r = from_format(o, b, err);
+    if (r == 0)
+        r = secret_decrypt(key.data, iv.data, b->data, b->bytes, &plain.data, &plain.bytes, err);
+    if (r < 0)
+        return r;
+    bytes_done(b);
+    *b = plain;
+    return 0;
+}
+
+static int secret_create(Object *object, const ObjectOptions *options, Error *err)
+{
+    const SecretProperties *o = &options->u.secret;
+    Secret *s = object_state(object, &object_kind_secret);
+    CLEANUP(bytes_done) Bytes b = {0};
+    int r = load(o, &b, err);
+
+    if (r == 0)
+        r = o->keyid ? decrypt(o, &b, err) : from_format(o, &b, err);
+    if (r < 0)
+        return r;
+    s->data = TAKE(b.data);
+    s->bytes = b.bytes;
+    s->file = str_dup(o->file);
+    s->keyid = str_dup(o->keyid);
+    s->iv = str_dup(o->iv);
+    s->format = o->has_format ? o->format : QCRYPTO_SECRET_FORMAT_RAW;
+    return 0;
+}
+
+static void secret_destroy(Object *object)
+{
+    Secret *s = object_state(object, &object_kind_secret);
+
+    secret_free(s->data, s->bytes);
+    free(s->file);
+    free(s->keyid);
+    free(s->iv);
+}
+
+/* ---- Use ---- */
+
+int secret_lookup(const char *id, uint8_t **ret_data, size_t *ret_bytes, Error *err)
+{
+    Object *object = object_find(id);
+    const Secret *s = object_state(object, &object_kind_secret);
+    uint8_t *data;
+
+    if (!object)
+        return err_set(err, -ENOENT, "No secret with id '%s'", id);
+    if (!s)
+        return err_set(err, -EINVAL, "Object with id '%s' is not a secret", id);
+    data = copy(s->data, s->bytes);
+    if (!data)
+        return out_of_memory(err);
+    *ret_data = data;
+    *ret_bytes = s->bytes;
+    return 0;
+}
+
+/* ---- Properties ---- */
+
+static int get_text(Object *object, const ObjectProperty *property, JsonValue **ret_value, Error *err)
+{
+    const Secret *s = object_state(object, &object_kind_secret);
+    const char *text = *(char *const *)((const char *)s + *(const size_t *)property->data);
+
+    *ret_value = json_string_new(text ? text : "");
+    return 0;
+}
+
+static int get_format(Object *object, const ObjectProperty *property, JsonValue **ret_value, Error *err)
+{
+    const Secret *s = object_state(object, &object_kind_secret);
+
+    *ret_value = json_string_new(qcrypto_secret_format_name(s->format));
+    return 0;
+}
+
+static const size_t iv_offset = offsetof(Secret, iv), keyid_offset = offsetof(Secret, keyid),
+                    file_offset = offsetof(Secret, file);
+
+static const ObjectProperty properties[] = {
+    {.name = "iv", .type = "string", .get = get_text, .data = &iv_offset},
+    {.name = "keyid", .type = "string", .get = get_text, .data = &keyid_offset},
+    {.name = "format", .type = "QCryptoSecretFormat", .get = get_format},
+    {.name = "file", .type = "string", .get = get_text, .data = &file_offset},
+    {.name = "data", .type = "string"},
+    {0},
+};
+
+const ObjectKind object_kind_secret = {
+    .name = "secret",
+    .state_size = sizeof(Secret),
+    .create = secret_create,
+    .destroy = secret_destroy,
+    .properties = properties,
+};

@@ -1,0 +1,133 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who may do what with the file: image locks, and opening for writing only while someone writes
+ * (auto-read-only).
+ *
+ * A change of permissions goes check - commit or check - abort; within one change, check may come several
+ * times with different wishes, of which the last counts. During a change more locks are held than needed, so
+ * that no other program can slip in between.
+ */
+#include "drivers/file/file-priv.h"
+
+#include "base/mem.h"
+#include "generated/trace.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+int file_open_path(const char *filename, int flags, mode_t mode)
+{
+    int fd;
+
+    if (str_starts(filename, "/dev/fdset/")) /* sets of descriptors exist only in the emulator */
+        return -ENOSYS;
+    do {
+        fd = open(filename, flags | O_CLOEXEC | O_NOCTTY, mode);
+    } while (fd < 0 && errno == EINTR);
+    return fd < 0 ? -errno : fd;
+}
+
+/* The same inode with other flags, whatever has happened to its name meanwhile. */
+static int open_again(const Node *node, int flags)
+{
+    FileState *s = node->state;
+    AUTO_FREE char *path = str_printf("/proc/self/fd/%d", s->fd);
+    AUTO_CLOSE int fd = file_open_path(path, flags, 0);
+    struct stat old, new;
+
+    if (fd == -ENOENT || fd == -ENOTDIR) { /* no /proc here */
+        fd = file_open_path(node->filename, flags, 0);
+        if (fd >= 0 && (fstat(s->fd, &old) < 0 || fstat(fd, &new) < 0 || old.st_dev != new.st_dev ||
+                           old.st_ino != new.st_ino))
+            return -ESTALE;
+    }
+    if (fd < 0) {
+        int r = fd;
+
+        fd = -1;
+        return r;
+    }
+    return TAKE_FD(fd);
+}
+
+static int prepare_reopen(Node *node, bool writable, Error *err)
+{
+    FileState *s = node->state;
+    int fd;
+
+    s->next_fd = fd_close(s->next_fd);
+    s->next_held = (FileLocks){0};
+    if (!node->auto_read_only || node->read_only || writable == s->writable)
+        return 0;
+    fd = open_again(node, (writable ? O_RDWR : O_RDONLY) | (node->direct ? O_DIRECT : 0));
+    if (fd < 0 && !writable) /* keeps more than it needs */
+        return 0;
+    if (fd < 0)
+        return err_set_errno(err, fd == -EROFS ? -EACCES : fd, "Could not open '%s'", node->filename);
+    trace_file_reopen(node->filename, writable ? "writing" : "reading");
+    s->next_fd = fd;
+    s->next_writable = writable;
+    return 0;
+}
+
+static int prepare_locks(Node *node, FileLocks wanted, Error *err)
+{
+    FileState *s = node->state;
+    bool more = (file_locks_mask(wanted) & ~file_locks_mask(s->granted)) != 0;
+    int r;
+
+    if (!s->use_locks)
+        return 0;
+    if (more) {
+        r = file_locks_take(s->fd, &s->held, wanted, err);
+        if (r == 0)
+            r = file_locks_check(s->fd, wanted, node->filename, err);
+        if (r < 0)
+            return r;
+    }
+    return s->next_fd < 0 ? 0 : file_locks_take(s->next_fd, &s->next_held, wanted, err);
+}
+
+static FileLocks locks_for(unsigned perm, unsigned shared)
+{
+    return (FileLocks){.used = perm & PERM_ALL, .unshared = ~shared & PERM_ALL};
+}
+
+int file_permissions_check(Node *node, unsigned perm, unsigned shared, Error *err)
+{
+    bool writes = perm & (PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE);
+    FileState *s = node->state;
+    int r = prepare_reopen(node, writes, err);
+
+    s->wanted = locks_for(perm, shared);
+    if (r == 0)
+        r = prepare_locks(node, s->wanted, err);
+    if (r < 0)
+        file_permissions_abort(node);
+    return r;
+}
+
+void file_permissions_commit(Node *node, unsigned perm, unsigned shared)
+{
+    FileState *s = node->state;
+
+    if (s->next_fd >= 0) {
+        dup3(s->next_fd, s->fd, O_CLOEXEC); /* cannot fail: both are open */
+        s->next_fd = fd_close(s->next_fd);
+        s->held = s->next_held;
+        s->writable = s->next_writable;
+    }
+    s->granted = s->wanted;
+    if (s->use_locks)
+        file_locks_drop(s->fd, &s->held, s->granted);
+}
+
+void file_permissions_abort(Node *node)
+{
+    FileState *s = node->state;
+
+    s->next_fd = fd_close(s->next_fd);
+    if (s->use_locks)
+        file_locks_drop(s->fd, &s->held, s->granted);
+}
