@@ -16,6 +16,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#define LOCK_GRACE_NS UINT64_C(200000000)
+#define LOCK_RETRY_NS UINT64_C(5000000)
+
 int file_open_path(const char *filename, int flags, mode_t mode)
 {
     int fd;
@@ -71,6 +74,24 @@ static int prepare_reopen(Node *node, bool writable, Error *err)
     return 0;
 }
 
+/*
+ * After a SIGKILL the kernel may still be finishing what the dead daemon had submitted, and hold its locks until
+ * then: a new daemon waits that out before it calls the image busy.
+ */
+static int check_locks(Node *node, int fd, FileLocks wanted, Error *err)
+{
+    uint64_t end_ns = clock_monotonic_ns() + LOCK_GRACE_NS;
+    int r;
+
+    co_shield_begin();
+    while ((r = file_locks_check(fd, wanted, node->filename, err)) == -EAGAIN && clock_monotonic_ns() < end_ns) {
+        err_done(err);
+        r = co_sleep_ns(LOCK_RETRY_NS);
+    }
+    co_shield_end();
+    return r;
+}
+
 static int prepare_locks(Node *node, FileLocks wanted, Error *err)
 {
     FileState *s = node->state;
@@ -82,7 +103,7 @@ static int prepare_locks(Node *node, FileLocks wanted, Error *err)
     if (more) {
         r = file_locks_take(s->fd, &s->held, wanted, err);
         if (r == 0)
-            r = file_locks_check(s->fd, wanted, node->filename, err);
+            r = check_locks(node, s->fd, wanted, err);
         if (r < 0)
             return r;
     }
