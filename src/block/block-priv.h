@@ -8,7 +8,7 @@
 typedef struct NodePrivate {
     Node *node;
     List graph_link; /* newest first */
-    List parents;    /* Edge.node_link */
+    List parents;    /* Edge.node_link, newest first */
     List children;   /* Edge.parent_link */
     bool monitor_owned;
     bool in_graph;               /* has been opened; false while open() runs */
@@ -59,7 +59,8 @@ int node_open_inherited(
 int permission_refresh(Node *node, Error *err) MUST_CHECK;
 /* Changes what one edge asks for; on failure nothing has changed. */
 int permission_set(Edge *edge, unsigned perm, unsigned shared, Error *err) MUST_CHECK;
-/* Between these, edges are taken out of the graph: never while a permission change, which may wait, looks at them. */
+/* Between these, edges are taken out of the graph: never while a permission change, which may wait, looks at
+ * them. */
 void graph_change_begin(void);
 void graph_change_end(void);
 /* "write, resize"; caller frees. */

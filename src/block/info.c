@@ -234,7 +234,7 @@ int qmp_query_blockstats(const QueryBlockstatsArg *arg, BlockStatsList *ret_resu
     ret_result->items = mem_zalloc(MAX(c.count, (size_t)1) * sizeof(*ret_result->items));
     ret_result->count = c.count;
     for (size_t i = 0; i < c.count; i++)
-        ret_result->items[i] = node_stats(c.nodes[i]);
+        ret_result->items[i] = node_stats(c.nodes[c.count - 1 - i]); /* oldest first */
     free(c.nodes);
     return 0;
 }

@@ -119,7 +119,7 @@ void node_foreach(void (*fn)(Node *node, void *arg), void *arg)
 void edge_attach(Edge *edge, Node *node)
 {
     edge->node = node;
-    list_append(&node->private->parents, &edge->node_link);
+    list_prepend(&node->private->parents, &edge->node_link);
     if (edge->parent)
         list_append(&edge->parent->private->children, &edge->parent_link);
 }

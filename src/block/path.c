@@ -65,21 +65,57 @@ static JsonValue *image_options(const Node *node)
     return shown;
 }
 
+/* What a path in the image is relative to. */
+static char *image_path(const Node *node)
+{
+    return node_filename(node->file ? node->file->node : node);
+}
+
+static char *resolve(const Node *node, const char *stored)
+{
+    AUTO_FREE char *image = image_path(node);
+    const char *slash = strrchr(image, '/');
+
+    if (stored[0] == '/' || !slash || str_starts(image, "json:"))
+        return str_dup(stored);
+    return str_printf("%.*s%s", (int)(slash + 1 - image), image, stored);
+}
+
+/* The backing file is another one than the image names. */
+static bool backing_is_overridden(const Node *node)
+{
+    bool named = node->backing_filename && node->backing_filename[0];
+    AUTO_FREE char *stored = named ? resolve(node, node->backing_filename) : NULL;
+    AUTO_FREE char *shown = node->backing ? node_filename(node->backing->node) : NULL;
+
+    return !str_eq(stored, shown);
+}
+
+/* A format on top of a file is recognised when the file is opened; anything else must be spelled out. */
+static bool filename_is_plain(const Node *node)
+{
+    if (node->driver->filename_is_plain && !node->driver->filename_is_plain((Node *)node))
+        return false;
+    if ((node->driver->flags & DRIVER_BACKING) && backing_is_overridden(node))
+        return false;
+    return node->filename || !node->file || (node->file->node->driver->flags & DRIVER_PROTOCOL);
+}
+
 char *node_filename(const Node *node)
 {
     AUTO_STRBUF StrBuf text = {0};
     JsonValue *options;
 
-    if (node->driver->filename_is_plain && !node->driver->filename_is_plain((Node *)node)) {
-        options = image_options(node);
-        strbuf_append(&text, "json:");
-        json_write(options, &text, false);
-        json_free(options);
-        return strbuf_take(&text);
+    if (filename_is_plain(node)) {
+        if (node->filename)
+            return str_dup(node->filename);
+        return node->file ? node_filename(node->file->node) : str_printf("%s://", node->driver->name);
     }
-    if (node->filename)
-        return str_dup(node->filename);
-    return node->file ? node_filename(node->file->node) : str_printf("%s://", node->driver->name);
+    options = image_options(node);
+    strbuf_append(&text, "json:");
+    json_write(options, &text, false);
+    json_free(options);
+    return strbuf_take(&text);
 }
 
 /* ---- Names inside images ---- */
@@ -94,19 +130,14 @@ static bool has_protocol(const char *name)
 
 char *node_resolve_path(Node *node, const char *stored, Error *err)
 {
-    AUTO_FREE char *image = node_filename(node);
-    const char *slash = strrchr(image, '/');
+    AUTO_FREE char *image = image_path(node);
 
-    if (has_protocol(stored)) {
-        err_set(err, -EPERM,
-            "Image '%s' refers to '%s': only paths of local files are followed; name the node explicitly "
-            "instead",
-            image, stored);
-        return NULL;
-    }
-    if (stored[0] == '/' || !slash || str_starts(image, "json:"))
-        return str_dup(stored);
-    return str_printf("%.*s%s", (int)(slash + 1 - image), image, stored);
+    if (!has_protocol(stored))
+        return resolve(node, stored);
+    err_set(err, -EPERM,
+        "Image '%s' refers to '%s': only paths of local files are followed; name the node explicitly instead",
+        image, stored);
+    return NULL;
 }
 
 const Driver *driver_probe(const uint8_t *header, size_t bytes, const char *filename)

@@ -77,11 +77,12 @@ static int conflict(const Edge *wants, const Edge *refuses, Error *err)
         wants->node->name, names, who, other);
 }
 
+/* Newest first: which of several conflicts is told is part of what users see. */
 static int check_parents(const Node *node, Error *err)
 {
     LIST_FOREACH (a, &node->private->parents) {
         LIST_FOREACH (b, &node->private->parents) {
-            const Edge *wants = LIST_ENTRY(a, Edge, node_link), *refuses = LIST_ENTRY(b, Edge, node_link);
+            const Edge *refuses = LIST_ENTRY(a, Edge, node_link), *wants = LIST_ENTRY(b, Edge, node_link);
 
             if (wants != refuses && (wants->perm & ~refuses->shared))
                 return conflict(wants, refuses, err);
@@ -149,7 +150,8 @@ static int check_write(const Node *node, unsigned perm, Error *err)
         return err_set(err, -EPERM, "Block node is read-only");
     if (!(perm & PERM_RESIZE) && write_needs_resize(node))
         return err_set(err, -EPERM,
-            "Cannot get 'write' permission without 'resize': Image size is not a multiple of request alignment");
+            "Cannot get 'write' permission without 'resize': Image size is not a multiple of request "
+            "alignment");
     return 0;
 }
 
@@ -166,6 +168,8 @@ static int update_children(Transaction *t, Node *node, unsigned perm, unsigned s
             node->driver->child_permissions(node, child, perm, shared, &child_perm, &child_shared);
         else
             node_default_permissions(node, child, perm, shared, &child_perm, &child_shared);
+        if (child->node->force_share)
+            child_shared = PERM_ALL;
         set_edge(t, child, child_perm, child_shared);
         r = update(t, child->node, err);
         if (r < 0)

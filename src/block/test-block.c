@@ -110,8 +110,9 @@ static Edge *open_strict(uint32_t alignment, uint32_t max_transfer)
     node->driver = &strict_driver;
     node->write_flags = node->zeroes_flags = 0;
     node->discard_unmap = true;
-    node->limits =
-        (NodeLimits){.request_alignment = alignment, .memory_alignment = MIN(alignment, 512U), .max_transfer = max_transfer};
+    node->limits = (NodeLimits){.request_alignment = alignment,
+        .memory_alignment = MIN(alignment, 512U),
+        .max_transfer = max_transfer};
     memset(disk, 0xaa, sizeof(disk));
     memset(model, 0xaa, sizeof(model));
     most_in_flight = zero_calls = 0;

@@ -68,6 +68,19 @@ static int put_part(
     return 0;
 }
 
+static bool key_is_valid(const char *key, size_t length)
+{
+    for (size_t start = 0;;) {
+        size_t part = key_part(key + start, start == 0), end = start + part;
+
+        if (!part || (end < length && key[end] != '.'))
+            return false;
+        if (end >= length)
+            return true;
+        start = end + 1;
+    }
+}
+
 /* Stores a value under a dotted key of the given length. */
 static int put(JsonValue *object, const char *key, size_t length, JsonValue *take_value, Error *err)
 {
@@ -127,8 +140,8 @@ static int parse_part(JsonValue *object, const char **text, const char *implied_
     }
     if (length && implied_key)
         return put(object, implied_key, strlen(implied_key), json_string_take(str_ndup(key, length)), err);
-    if (!length)
-        return err_set(err, -EINVAL, "Invalid parameter ''");
+    if (!length || !key_is_valid(key, length))
+        return err_set(err, -EINVAL, "Invalid parameter '%.*s'", (int)length, key);
     return err_set(err, -EINVAL, "Expected '=' after parameter '%.*s'", (int)length, key);
 }
 

@@ -1,0 +1,313 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The list of exports, their creation and removal. An export is on the list, and its id taken, until its last reference
+ * is gone and the event is sent.
+ */
+#include "exports/export.h"
+
+#include "base/mem.h"
+#include "generated/events.h"
+#include "generated/types.h"
+#include "loop/iothread.h"
+#include "schema/object.h"
+
+#include <ctype.h>
+#include <string.h>
+
+static List exports = LIST_INIT(exports);
+/* Signalled when an export was created or has left the list. */
+static CoCond exports_changed;
+
+static char *describe(void *opaque)
+{
+    return str_dup("an unnamed block device");
+}
+
+static void drained_begin(void *opaque)
+{
+    Export *export = opaque;
+
+    if (export->kind->drained_begin)
+        export->kind->drained_begin(export);
+}
+
+static void drained_end(void *opaque)
+{
+    Export *export = opaque;
+
+    if (export->kind->drained_end)
+        export->kind->drained_end(export);
+}
+
+static void resized(void *opaque, uint64_t size)
+{
+    Export *export = opaque;
+
+    if (export->kind->resized)
+        export->kind->resized(export, size);
+}
+
+static const EdgeUser edge_user = {
+    .describe = describe,
+    .drained_begin = drained_begin,
+    .drained_end = drained_end,
+    .resized = resized,
+};
+
+Export *export_find(const char *id)
+{
+    LIST_FOREACH (link, &exports) {
+        Export *export = LIST_ENTRY(link, Export, link);
+
+        if (str_eq(export->id, id))
+            return export;
+    }
+    return NULL;
+}
+
+Export *export_next(Export *export)
+{
+    List *next = export ? export->link.next : exports.next;
+
+    return next == &exports ? NULL : LIST_ENTRY(next, Export, link);
+}
+
+Loop *export_home(const Export *export)
+{
+    return node_home(edge_node(export->edge));
+}
+
+/* The rule for ids everywhere: a letter, then letters, digits, '-', '.', '_'. */
+static bool id_is_valid(const char *id)
+{
+    if (!isalpha((unsigned char)*id))
+        return false;
+    while (*++id)
+        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
+            return false;
+    return true;
+}
+
+/*
+ * Moves the node's tree to the loop of the iothread that options name. Only with fixed-iothread must that succeed. Waits, so the
+ * node is looked up by its name.
+ */
+static int move_to_iothread(Export *export, const BlockExportOptions *options, Error *err)
+{
+    bool fixed = options->has_fixed_iothread && options->fixed_iothread;
+    AUTO_ERROR Error ignored = ERROR_INIT;
+    Node *node = node_find(options->node_name);
+    Object *object;
+    int r;
+
+    if (!options->iothread)
+        return 0;
+    object = object_find(options->iothread);
+    r = node_set_home(node, iothread_loop(object), fixed ? err : &ignored);
+    if (r >= 0)
+        export->iothread = object_ref(object);
+    return fixed ? r : 0;
+}
+
+/* Another export whose node lives on the loop of object without holding a reference to it. */
+static Export *find_heir(Object *object)
+{
+    LIST_FOREACH (link, &exports) {
+        Export *export = LIST_ENTRY(link, Export, link);
+
+        if (export->edge && !export->iothread && export_home(export) == iothread_loop(object))
+            return export;
+    }
+    return NULL;
+}
+
+/* After the edge is gone: brings the node home, so that the iothread can end; if others still use the node there, one of them
+ * inherits the reference. */
+static void leave_iothread(Object *take_object, const char *node_name)
+{
+    AUTO_ERROR Error ignored = ERROR_INIT;
+    Node *node = node_find(node_name);
+    bool stays = node && node_home(node) == iothread_loop(take_object) &&
+                 node_set_home(node, loop_current(), &ignored) < 0;
+    Export *heir = stays ? find_heir(take_object) : NULL;
+
+    if (heir)
+        heir->iothread = take_object;
+    else
+        object_unref(take_object);
+}
+
+static void export_detach(Export *export)
+{
+    AUTO_FREE char *name = export->edge ? str_dup(node_name(edge_node(export->edge))) : NULL;
+
+    edge_close(TAKE(export->edge));
+    if (export->iothread)
+        leave_iothread(TAKE(export->iothread), name ? name : "");
+}
+
+static void export_free(Export *export)
+{
+    list_remove(&export->link);
+    free(export->state);
+    free(export->id);
+    free(export);
+}
+
+static int check_options(const BlockExportOptions *options, const ExportKind **ret_kind, Error *err)
+{
+    const ExportKind *kind;
+    Node *node;
+
+    if (!id_is_valid(options->id))
+        return err_set(err, -EINVAL, "Invalid block export id");
+    if (export_find(options->id))
+        return err_set(err, -EEXIST, "Block export id '%s' is already in use", options->id);
+    kind = export_kind_find(block_export_type_name(options->type));
+    if (!kind)
+        return err_set(err, -ENOTSUP, "No driver found for the requested export type");
+    node = node_find(options->node_name);
+    if (!node)
+        return err_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", options->node_name);
+    if (options->has_writable && options->writable && node_is_read_only(node))
+        return err_set(err, -EROFS, "Cannot export read-only node as writable");
+    if (options->iothread && !iothread_loop(object_find(options->iothread)))
+        return err_set(err, -ENOENT, "iothread \"%s\" not found", options->iothread);
+    if (options->has_allow_inactive && options->allow_inactive && !kind->allows_inactive)
+        return err_set(err, -ENOTSUP, "Export type does not support inactive exports");
+    *ret_kind = kind;
+    return 0;
+}
+
+static int export_start(Export *export, const BlockExportOptions *options, Error *err)
+{
+    unsigned perm = PERM_CONSISTENT_READ | (export->writable ? PERM_WRITE : 0);
+    int r = move_to_iothread(export, options, err);
+    Node *node = node_find(options->node_name);
+
+    if (r < 0)
+        return r;
+    if (!node)
+        return err_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", options->node_name);
+    /* In two steps, so that of several conflicts the one that users know is told. */
+    r = edge_open(node, &edge_user, export, perm, PERM_ALL, &export->edge, err);
+    if (r == 0)
+        r = edge_set_permissions(export->edge, perm, export->kind->shared, err);
+    return r < 0 ? r : export->kind->create(export, options, err);
+}
+
+int export_add(const BlockExportOptions *options, Error *err)
+{
+    const ExportKind *kind = NULL;
+    Export *export;
+    int r = check_options(options, &kind, err);
+
+    if (r < 0)
+        return r;
+    export = mem_new(Export);
+    export->kind = kind;
+    export->id = str_dup(options->id);
+    export->type = options->type;
+    export->state = mem_zalloc(kind->state_size);
+    export->writable = options->has_writable && options->writable;
+    export->writethrough = options->has_writethrough && options->writethrough;
+    export->starting = true;
+    /* On the list first: what follows may wait, and the id is taken from here on. */
+    list_prepend(&exports, &export->link);
+    r = export_start(export, options, err);
+    export->starting = false;
+    if (r < 0) {
+        export_detach(export);
+        export_free(export);
+    }
+    co_cond_broadcast(&exports_changed);
+    return r;
+}
+
+static void export_close(Export *export)
+{
+    export->kind->shutdown(export);
+    export_detach(export);
+    event_block_export_deleted(&(BlockExportDeletedEvent){.id = export->id});
+    export_free(export);
+    co_cond_broadcast(&exports_changed);
+}
+
+static void export_close_main(void *arg)
+{
+    export_close(arg);
+}
+
+int export_remove(Export *export, bool hard, Error *err)
+{
+    bool in_use;
+
+    if (export->starting)
+        return err_set(err, -EBUSY, "Export '%s' is still being created", export->id);
+    in_use = export->kind->in_use && export->kind->in_use(export);
+    if (export->shutting_down)
+        return err_set(err, -EBUSY, "Export '%s' is already shutting down", export->id);
+    if (in_use && !hard) {
+        int r = err_set(err, -EBUSY, "export '%s' still in use", export->id);
+
+        err_hint(err, "Use mode='hard' to force client disconnect");
+        return r;
+    }
+    export->shutting_down = true;
+    if (in_use)
+        co_start(loop_group(loop_current()), "export-close", export_close_main, export);
+    else
+        export_close(export);
+    return 0;
+}
+
+static bool concerns(const Export *export, const ExportKind *kind)
+{
+    return !kind || export->kind == kind;
+}
+
+static bool any_left(const ExportKind *kind)
+{
+    LIST_FOREACH (link, &exports)
+        if (concerns(LIST_ENTRY(link, Export, link), kind))
+            return true;
+    return false;
+}
+
+/* The newest export that nobody is closing yet, or NULL. */
+static Export *next_to_close(const ExportKind *kind)
+{
+    LIST_FOREACH (link, &exports) {
+        Export *export = LIST_ENTRY(link, Export, link);
+
+        if (concerns(export, kind) && !export->starting && !export->shutting_down)
+            return export;
+    }
+    return NULL;
+}
+
+void exports_close(const ExportKind *kind)
+{
+    Export *export;
+
+    while (any_left(kind)) {
+        export = next_to_close(kind);
+        if (!export) {
+            co_cond_wait_shielded(&exports_changed, NULL);
+            continue;
+        }
+        export->shutting_down = true;
+        export_close(export);
+    }
+}
+
+void exports_shutdown(void)
+{
+    size_t count;
+    const ExportKind *const *kinds = export_kind_list(&count);
+
+    exports_close(NULL);
+    for (size_t i = 0; i < count; i++)
+        if (kinds[i]->stop)
+            kinds[i]->stop();
+}
