@@ -7,11 +7,11 @@
  */
 #include "net/resolve.h"
 
+#include "base/log.h"
 #include "base/mem.h"
 #include "generated/types.h"
 #include "loop/loop.h"
 
-#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <string.h>
@@ -54,9 +54,11 @@ static void lookup_run(Lookup *lookup)
 static void *lookup_thread(void *arg)
 {
     Lookup *lookup = arg;
+    uint64_t one = 1;
 
     lookup_run(lookup);
-    (void)eventfd_write(lookup->done_fd, 1);
+    if (write(lookup->done_fd, &one, sizeof(one)) < 0)
+        log_error("address resolution cannot report its end: %m");
     lookup_unref(lookup);
     return NULL;
 }
@@ -130,13 +132,14 @@ int resolve_inet(const InetSocketAddress *address, bool passive, struct addrinfo
 {
     CLEANUP(lookup_unref_ptr) Lookup *lookup = NULL;
     int family = choose_family(address), r;
+    uint64_t ends;
 
     if (family < 0)
         return err_set(err, family, "Cannot disable IPv4 and IPv6 at same time");
     lookup = lookup_new(address, passive, family);
     if (!try_numeric(lookup)) {
         r = start_thread(lookup);
-        r = r < 0 ? r : io_poll(lookup->done_fd, POLLIN);
+        r = r < 0 ? r : (int)io_read(lookup->done_fd, &ends, sizeof(ends));
         if (r < 0)
             return err_set_errno(err, r, "address resolution failed for %s:%s", address->host, address->port);
     }
