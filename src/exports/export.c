@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The list of exports, their creation and removal. An export is on the list, and its id taken, until its last reference
- * is gone and the event is sent.
+ * The list of exports, their creation and removal. An export is on the list, and its id taken, until its last
+ * reference is gone and the event is sent.
  */
 #include "exports/export.h"
 
 #include "base/mem.h"
 #include "generated/events.h"
+#include "generated/trace.h"
 #include "generated/types.h"
 #include "loop/iothread.h"
 #include "schema/object.h"
@@ -89,8 +90,8 @@ static bool id_is_valid(const char *id)
 }
 
 /*
- * Moves the node's tree to the loop of the iothread that options name. Only with fixed-iothread must that succeed. Waits, so the
- * node is looked up by its name.
+ * Moves the node's tree to the loop of the iothread that options name. Only with fixed-iothread must that
+ * succeed. Waits, so the node is looked up by its name.
  */
 static int move_to_iothread(Export *export, const BlockExportOptions *options, Error *err)
 {
@@ -121,8 +122,8 @@ static Export *find_heir(Object *object)
     return NULL;
 }
 
-/* After the edge is gone: brings the node home, so that the iothread can end; if others still use the node there, one of them
- * inherits the reference. */
+/* After the edge is gone: brings the node home, so that the iothread can end; if others still use the node
+ * there, one of them inherits the reference. */
 static void leave_iothread(Object *take_object, const char *node_name)
 {
     AUTO_ERROR Error ignored = ERROR_INIT;
@@ -212,6 +213,7 @@ int export_add(const BlockExportOptions *options, Error *err)
     export->writable = options->has_writable && options->writable;
     export->writethrough = options->has_writethrough && options->writethrough;
     export->starting = true;
+    trace_export_add(export->id, kind->name, options->node_name);
     /* On the list first: what follows may wait, and the id is taken from here on. */
     list_prepend(&exports, &export->link);
     r = export_start(export, options, err);
@@ -228,6 +230,7 @@ static void export_close(Export *export)
 {
     export->kind->shutdown(export);
     export_detach(export);
+    trace_export_removed(export->id);
     event_block_export_deleted(&(BlockExportDeletedEvent){.id = export->id});
     export_free(export);
     co_cond_broadcast(&exports_changed);
@@ -253,6 +256,7 @@ int export_remove(Export *export, bool hard, Error *err)
         err_hint(err, "Use mode='hard' to force client disconnect");
         return r;
     }
+    trace_export_remove(export->id, in_use);
     export->shutting_down = true;
     if (in_use)
         co_start(loop_group(loop_current()), "export-close", export_close_main, export);

@@ -207,20 +207,17 @@ ssize_t io_recvmsg(int fd, struct msghdr *message, int flags)
     return r;
 }
 
+/* A socket mostly has room, and then the plain call is cheaper than an operation of the loop. */
 ssize_t io_sendmsg(int fd, const struct msghdr *message, int flags)
 {
-    int r;
+    int r = co_interrupted();
 
+    if (r < 0)
+        return r;
     do {
-        if (has_all_kinds()) {
-            IoOp op = {.kind = IO_SENDMSG, .fd = fd, .data = message, .flags = flags | MSG_NOSIGNAL};
+        ssize_t n = sendmsg(fd, message, flags | MSG_NOSIGNAL | MSG_DONTWAIT);
 
-            r = loop_run_op(&op, true);
-        } else {
-            ssize_t n = sendmsg(fd, message, flags | MSG_NOSIGNAL | MSG_DONTWAIT);
-
-            r = n < 0 ? -errno : (int)n;
-        }
+        r = n < 0 ? -errno : (int)n;
     } while (r < 0 && (r = wait_to_retry(r, fd, POLLOUT)) > 0);
     return r;
 }

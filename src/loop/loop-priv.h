@@ -18,7 +18,6 @@ typedef enum IoKind {
     IO_FALLOCATE,
     IO_RECV,
     IO_RECVMSG,
-    IO_SENDMSG,
     IO_ACCEPT,
     IO_CONNECT,
 } IoKind;

@@ -125,9 +125,6 @@ static void prepare(struct io_uring_sqe *sqe, const IoOp *op)
     case IO_RECVMSG:
         io_uring_prep_recvmsg(sqe, op->fd, (struct msghdr *)op->data, (unsigned)op->flags);
         break;
-    case IO_SENDMSG:
-        io_uring_prep_sendmsg(sqe, op->fd, op->data, (unsigned)op->flags);
-        break;
     case IO_ACCEPT:
         io_uring_prep_accept(sqe, op->fd, NULL, NULL, op->flags);
         break;

@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The way of a cluster from "nothing maps it any more" to "may be used again": see qcow2-priv.h. Ranges hold
+ * one reference each; several ranges may name the same cluster (compressed data).
+ */
+#include "base/mem.h"
+#include "qcow2-priv.h"
+
+static void list_push(FreeList *list, FreeRange range)
+{
+    FreeRange *last = list->count ? &list->items[list->count - 1] : NULL;
+
+    if (last && last->offset + last->bytes == range.offset && last->discard == range.discard) {
+        last->bytes += range.bytes;
+        return;
+    }
+    VEC_GROW(list->items, list->count, list->capacity);
+    list->items[list->count++] = range;
+}
+
+void free_range(Qcow2 *q, FreeStage stage, uint64_t offset, uint64_t bytes, bool discard)
+{
+    list_push(&q->frees[stage], (FreeRange){.offset = offset, .bytes = bytes, .discard = discard});
+}
+
+void free_move(Qcow2 *q, FreeStage from, FreeStage to)
+{
+    FreeList *source = &q->frees[from], *target = &q->frees[to];
+
+    if (!target->count) {
+        FreeList empty = *target;
+
+        *target = *source;
+        *source = empty;
+        return;
+    }
+    for (size_t i = 0; i < source->count; i++)
+        list_push(target, source->items[i]);
+    source->count = 0;
+}
+
+/* ---- Epochs: which requests may still use an old place ---- */
+
+static void advance(Qcow2 *q)
+{
+    for (;;) {
+        if (q->frees[FREE_WAITING].count) {
+            if (q->inflight[q->epoch ^ 1])
+                return;
+            free_move(q, FREE_WAITING, FREE_READY);
+        }
+        if (!q->frees[FREE_DURABLE].count)
+            return;
+        free_move(q, FREE_DURABLE, FREE_WAITING);
+        q->epoch ^= 1; /* the other epoch is empty: nothing was waiting for it */
+    }
+}
+
+/* Once in an interval, slices that nobody has asked for since the last time give their memory back. */
+static void clean_caches(Qcow2 *q)
+{
+    q->clean_next_ns = loop_now_ns() + q->clean_interval_ns;
+    cache_clean(&q->l2);
+    cache_clean(&q->refcounts);
+}
+
+unsigned request_begin(Qcow2 *q)
+{
+    if (UNLIKELY(loop_now_ns() >= q->clean_next_ns))
+        clean_caches(q);
+    q->inflight[q->epoch]++;
+    return q->epoch;
+}
+
+void request_end(Qcow2 *q, unsigned epoch)
+{
+    if (--q->inflight[epoch] == 0 && UNLIKELY(q->frees[FREE_WAITING].count))
+        advance(q);
+}
+
+void free_durable(Qcow2 *q)
+{
+    free_move(q, FREE_WRITING, FREE_DURABLE);
+    advance(q);
+}
+
+/* ---- Decrements ---- */
+
+static void cluster_freed(Qcow2 *q, uint64_t cluster)
+{
+    uint64_t offset = cluster << q->cluster_bits;
+
+    if (metaset_kinds(&q->meta, cluster)) {
+        metaset_remove(&q->meta, cluster, ~0U);
+        cache_forget(&q->l2, offset, q->cluster_size);
+        cache_forget(&q->refcounts, offset, q->cluster_size);
+    }
+    inflate_forget(q, offset, q->cluster_size);
+    q->free_hint = MIN(q->free_hint, cluster);
+    if (q->compressed_at >> q->cluster_bits == cluster)
+        q->compressed_at = 0;
+}
+
+static int decrement(Qcow2 *q, uint64_t cluster)
+{
+    uint64_t count;
+    int r = refcount_add(q, cluster, -1, &count);
+
+    if (r == 0 && count == 0)
+        cluster_freed(q, cluster);
+    return r;
+}
+
+/* Takes one reference from each cluster of a range; those whose last one it is and that want a discard go to
+ * *last instead, still referenced. */
+static int drop_range(Qcow2 *q, FreeRange range, FreeList *last)
+{
+    for (uint64_t at = range.offset; at < range.offset + range.bytes; at += q->cluster_size) {
+        uint64_t count = 0;
+        int r = range.discard ? refcount_read(q, at >> q->cluster_bits, &count) : 0;
+
+        if (r == 0 && count == 1)
+            list_push(last, (FreeRange){.offset = at, .bytes = q->cluster_size, .discard = true});
+        else if (r == 0)
+            r = decrement(q, at >> q->cluster_bits);
+        if (r < 0 && r != -ERANGE)
+            return r; /* the rest is leaked, which is safe */
+    }
+    return 0;
+}
+
+static int drop_all(Qcow2 *q, FreeList *list, FreeList *last)
+{
+    int result = 0;
+
+    co_mutex_lock_shielded(&q->refcount_lock);
+    for (size_t i = 0; i < list->count; i++) {
+        int r = drop_range(q, list->items[i], last);
+
+        result = result < 0 ? result : r;
+    }
+    co_mutex_unlock(&q->refcount_lock);
+    return result;
+}
+
+static void punch_out(Qcow2 *q, FreeRange *range)
+{
+    uint64_t size = node_size(edge_node(q->file));
+
+    if (range->offset < size)
+        (void)!edge_discard(
+            q->file, range->offset, MIN(range->bytes, size - range->offset)); /* only a hint */
+    range->discard = false;
+}
+
+int free_reclaim(Qcow2 *q)
+{
+    FreeList ready = q->frees[FREE_READY], last = {0}, none = {0};
+    int r, r2;
+
+    if (!ready.count || q->reclaiming)
+        return 0;
+    q->reclaiming = true;
+    q->frees[FREE_READY] = (FreeList){0};
+    r = drop_all(q, &ready, &last);
+    /* Punch out while the clusters are still referenced, so that nobody can have got them meanwhile. */
+    for (size_t i = 0; i < last.count; i++)
+        punch_out(q, &last.items[i]);
+    r2 = drop_all(q, &last, &none);
+    free(ready.items);
+    free(last.items);
+    free(none.items);
+    q->reclaiming = false;
+    return r < 0 ? r : r2;
+}

@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The qcow2 engine: what its files share.
+ *
+ * ---- Order of writes (what a crash may find) ----
+ *
+ * An image on disk is at every moment consistent but for leaked clusters. Metadata is written back (sync.c)
+ * in groups, with a flush of the child between them:
+ *
+ *   1. refcount blocks: they may only count too many so far, because
+ *      increments are made in the cache before anything refers to the cluster, and
+ *      decrements are not made at all before step 4;
+ *      -- flush: increments, guest data and copied data are durable --
+ *   2. L2 slices and L1 entries, as they were when the write-back began (a slice that is modified meanwhile
+ * is copied first, so that no entry is written whose refcount was not part of step 1);
+ *      -- flush: the new mapping is durable --
+ *   3. clusters that the new mapping no longer refers to may be freed: their decrements enter the refcount
+ * cache.
+ *
+ * New L2 tables, refcount blocks and refcount tables are written in full before anything points to them.
+ *
+ * ---- Freed clusters ----
+ *
+ * A cluster that lost its reference goes through four lists (free.c): PENDING (mapping changed in the cache),
+ * WRITING (part of the running write-back), WAITING (mapping durable, but requests that began before may
+ * still read or write the old place: they are counted per epoch), READY (may be decremented). Only then is it
+ * reused or punched out.
+ *
+ * ---- Concurrency ----
+ *
+ * Everything runs on the node's home loop; between two waits nothing else runs. There are no locks for
+ * lookups: a pointer into a cached table is valid until the next wait, then it must be looked up again.
+ * - An allocating write registers the guest clusters it changes (AllocRange); others that would change the
+ * mapping of these clusters wait for it and start over. Mapped reads and mapped writes never wait for it.
+ * - Locks, in this order: l2_lock (a new L2 table), refcount_lock (allocation, decrements), writeback_lock, a
+ * cache's write_lock. A write-back takes none of the first two, so that an allocation may need one to make
+ * room in a cache.
+ *
+ * ---- Trust ----
+ *
+ * Nothing read from an image is used before it was checked where it is used: tables are validated lazily,
+ * entry by entry. MetaSet knows which host clusters hold metadata; guest data is never written there.
+ */
+#pragma once
+
+#include "block/driver.h"
+#include "proto/qcow2.h"
+
+#include <inttypes.h>
+
+typedef struct Qcow2 Qcow2;
+
+/* ---- Cache of table slices (cache.c) ---- */
+
+typedef struct CacheEntry {
+    uint64_t offset; /* of the slice in the image file; 0: free */
+    uint8_t *table;  /* as on disk, big-endian */
+    uint8_t
+        *frozen; /* what a running write-back writes: == table until someone modifies the slice; or NULL */
+    List dirty_link, frozen_link;
+    uint32_t next; /* in the hash bucket: index + 1, 0 ends */
+    bool loading, dirty, used;
+    CoCond loaded;
+} CacheEntry;
+
+typedef struct Cache {
+    Qcow2 *q;
+    int (*make_room)(Qcow2 *q); /* writes dirty entries back when no clean one can be evicted */
+    CacheEntry *entries;
+    uint32_t *buckets;
+    uint32_t bucket_bits, count, max, hand;
+    unsigned slice_bits;
+    List dirty, frozen;
+    uint8_t *spare; /* free buffers, chained through their first bytes */
+    void **slabs;
+    size_t slab_count, slab_capacity;
+    CoMutex write_lock; /* one write-back at a time */
+    CoCond room;        /* a load has ended */
+} Cache;
+
+int cache_init(
+    Cache *c, Qcow2 *q, unsigned slice_bits, uint64_t max_bytes, int (*make_room)(Qcow2 *)) MUST_CHECK;
+void cache_done(Cache *c);
+/* The slice at offset, read if need be; valid until the next wait. */
+int cache_get_slow(Cache *c, uint64_t offset, bool known_zero, CacheEntry **ret_entry) MUST_CHECK;
+/* Must be called before each change of a slice; returns the table to change and marks it dirty. Does not
+ * wait. */
+uint8_t *cache_modify(Cache *c, CacheEntry *entry);
+/* Forgets slices that lie in a range of the file which holds no metadata any more. */
+void cache_forget(Cache *c, uint64_t offset, uint64_t bytes);
+/* Takes the current contents of all dirty slices as what cache_write_frozen writes; hold write_lock over
+ * both. */
+void cache_freeze(Cache *c);
+int cache_write_frozen(Cache *c) MUST_CHECK;
+/* Gives a write-back up: what was frozen is dirty again. */
+void cache_unfreeze(Cache *c);
+/* Both, with the lock. */
+int cache_write_dirty(Cache *c) MUST_CHECK;
+/* Frees the memory of clean slices that were not used since the last call. */
+void cache_clean(Cache *c);
+
+static inline uint32_t cache_bucket(const Cache *c, uint64_t offset)
+{
+    return (uint32_t)((offset >> c->slice_bits) * UINT64_C(0x9e3779b97f4a7c15) >> (64 - c->bucket_bits));
+}
+
+static inline CacheEntry *cache_find(Cache *c, uint64_t offset)
+{
+    for (uint32_t i = c->buckets[cache_bucket(c, offset)]; i; i = c->entries[i - 1].next)
+        if (c->entries[i - 1].offset == offset)
+            return &c->entries[i - 1];
+    return NULL;
+}
+
+MUST_CHECK static inline int cache_get(Cache *c, uint64_t offset, CacheEntry **ret_entry)
+{
+    CacheEntry *entry = cache_find(c, offset);
+
+    if (UNLIKELY(!entry || entry->loading))
+        return cache_get_slow(c, offset, false, ret_entry);
+    entry->used = true;
+    *ret_entry = entry;
+    return 0;
+}
+
+/* ---- Which host clusters hold metadata (metaset.c) ---- */
+
+enum {
+    META_HEADER = 1 << 0,
+    META_L1 = 1 << 1,
+    META_L2 = 1 << 2,
+    META_REFTABLE = 1 << 3,
+    META_REFBLOCK = 1 << 4,
+    META_SNAPSHOTS = 1 << 5,
+};
+
+typedef struct MetaSet {
+    uint64_t *slots; /* cluster index + 1 << 8 | kinds; 0: empty */
+    uint64_t used, mask;
+} MetaSet;
+
+int metaset_add(MetaSet *set, uint64_t cluster, unsigned kind) MUST_CHECK;
+void metaset_remove(MetaSet *set, uint64_t cluster, unsigned kind);
+unsigned metaset_kinds(const MetaSet *set, uint64_t cluster);
+void metaset_done(MetaSet *set);
+
+/* ---- Clusters that lost their reference (free.c) ---- */
+
+typedef enum FreeStage {
+    FREE_PENDING,
+    FREE_WRITING,
+    FREE_DURABLE,
+    FREE_WAITING,
+    FREE_READY,
+    FREE_STAGES
+} FreeStage;
+
+typedef struct FreeRange {
+    uint64_t offset, bytes; /* whole clusters; one decrement each */
+    bool discard;           /* give the space back to the file once nothing refers to it */
+} FreeRange;
+
+typedef struct FreeList {
+    FreeRange *items;
+    size_t count, capacity;
+} FreeList;
+
+/* ---- Decompressed clusters (compress.c) ---- */
+
+#define INFLATE_SLOTS 8
+
+typedef struct InflateSlot {
+    uint64_t entry; /* L2 entry that it holds */
+    uint8_t *data;  /* cluster_size */
+    uint8_t *input;
+    bool valid, busy;
+    uint64_t used; /* clock of the last use */
+    CoCond done;
+} InflateSlot;
+
+/* ---- The node's state ---- */
+
+/* Guest clusters whose mapping a request is about to change; on the request's stack. */
+typedef struct AllocRange {
+    List link;
+    uint64_t start, end; /* guest offsets */
+    CoCond done;
+} AllocRange;
+
+struct Qcow2 {
+    Node *node;
+    Edge *file;
+    Edge *data; /* == file unless there is an external data file */
+    Qcow2Header header;
+
+    unsigned cluster_bits, l2_bits /* entries per table */, entry_bytes, sub_bits, refcount_order;
+    uint64_t cluster_size, sub_size;
+    unsigned subclusters;   /* per cluster: 32 or 1 */
+    unsigned slice_l2_bits; /* entries per cached slice */
+    unsigned slice_rc_bits; /* refcounts per cached slice */
+    unsigned block_rc_bits; /* refcounts per refcount block */
+    bool extended, data_file, data_raw, has_zero, has_bitmaps;
+    bool writable;                         /* everything a writer needs was prepared */
+    bool corrupt;                          /* fatal: all further requests are refused */
+    bool preallocated, preallocated_known; /* see status.c */
+    bool reported;                         /* corruption: later events are suppressed */
+    bool pass_discard_request, pass_discard_other, discard_no_unref, lazy_refcounts;
+    unsigned overlap_check; /* META_ kinds that are protected */
+    char *data_filename;
+
+    uint64_t *l1; /* host order */
+    uint32_t l1_entries;
+    uint64_t l1_offset;
+    uint8_t *l1_dirty; /* a flag per 512 bytes of the table on disk */
+    uint32_t l1_dirty_count;
+    struct L1Frozen {
+        uint32_t sector;
+        uint8_t bytes[512];
+    } * l1_frozen;
+    size_t l1_frozen_count;
+
+    uint64_t *rt; /* refcount table, host order */
+    uint32_t rt_entries;
+    uint64_t rt_offset;
+    uint64_t rt_twice;     /* a block that the table names more than once, which no sound image has; or 0 */
+    uint64_t free_hint;    /* every cluster with a lower index is in use */
+    uint64_t fresh_offset; /* nothing at or beyond was ever written */
+
+    Cache l2, refcounts;
+    MetaSet meta;
+    CoMutex l2_lock, refcount_lock, writeback_lock;
+    List allocs;
+    uint64_t flushes_begun, flushes_done;
+    bool mapping_unsynced; /* slices were written, but the flush after them failed */
+
+    FreeList frees[FREE_STAGES];
+    unsigned epoch;
+    uint64_t inflight[2];
+    bool reclaiming;
+
+    uint64_t compressed_at; /* where the next compressed cluster may go; 0: in a new cluster */
+
+    InflateSlot inflate[INFLATE_SLOTS];
+    unsigned inflate_slots;
+    uint64_t inflate_clock;
+    CoCond inflate_room;
+
+    uint8_t *copy_buffers; /* spare copy-on-write buffers, chained through their first bytes */
+
+    uint64_t clean_interval_ns, clean_next_ns;
+};
+
+/* ---- qcow2.c, open.c ---- */
+
+/* As edge_pread/edge_read, but what lies beyond the end of the file reads as zeroes. */
+int child_pread(Edge *edge, uint64_t offset, void *data, size_t bytes) MUST_CHECK;
+int child_read(Edge *edge, uint64_t offset, IoSlice dst) MUST_CHECK;
+/* Writes zeroes from a buffer: for metadata that must not depend on what the child does about zeroing. */
+int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes) MUST_CHECK;
+/* Reports corruption; fatal: marks the image corrupt and refuses further writes. Returns -EIO. */
+int image_corrupt(Qcow2 *q, bool fatal, int64_t offset, int64_t size, const char *fmt, ...) PRINTF(5, 6);
+int image_open(Node *node, const BlockdevOptions *options, Error *err) MUST_CHECK;
+void image_close(Node *node);
+void image_done(Qcow2 *q);
+/* Builds what only a writer needs: the set of metadata clusters. */
+int image_prepare_writes(Qcow2 *q, Error *err) MUST_CHECK;
+/* The refcount table, if it is not in memory yet. */
+int image_load_reftable(Qcow2 *q) MUST_CHECK;
+int image_create(const BlockdevCreateOptions *options, Error *err) MUST_CHECK;
+int image_rebuild_refcounts(Qcow2 *q, Error *err) MUST_CHECK;
+/* Walks the snapshot table. */
+int image_check_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
+
+/* ---- map.c ---- */
+
+/* A run of guest bytes that are stored in one way. */
+typedef struct Map {
+    Qcow2Type type;
+    uint64_t bytes;
+    uint64_t host;  /* of the first byte, with a host cluster */
+    uint64_t entry; /* L2 entry of the first cluster */
+    bool copied;    /* the host clusters belong to this mapping alone */
+    bool durable;   /* the mapping is on disk */
+} Map;
+
+/* Looks up at most bytes bytes from offset. For compressed clusters the run ends with the cluster. */
+int map_lookup(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *ret_map) MUST_CHECK;
+/* The slice that maps offset, in a table that belongs to the active image alone (made if need be). */
+int map_for_write(Qcow2 *q, uint64_t offset, CacheEntry **ret_slice, uint32_t *ret_index) MUST_CHECK;
+uint64_t slice_entry(const Qcow2 *q, const uint8_t *table, uint32_t index);
+uint64_t slice_subclusters(const Qcow2 *q, const uint8_t *table, uint32_t index);
+void slice_set(const Qcow2 *q, uint8_t *table, uint32_t index, uint64_t entry, uint64_t subclusters);
+/* Drops the reference that an old L2 entry held. */
+void map_release(Qcow2 *q, uint64_t entry, bool discard);
+void l1_set(Qcow2 *q, uint32_t index, uint64_t entry);
+/* Waits if a request in flight changes the mapping of [start, end); true: it waited, look everything up
+ * again. */
+bool alloc_wait(Qcow2 *q, uint64_t start, uint64_t end);
+/* First guest offset in [start, end) that a request in flight changes, or end. */
+uint64_t alloc_first(Qcow2 *q, uint64_t start, uint64_t end);
+void alloc_begin(Qcow2 *q, AllocRange *range, uint64_t start, uint64_t end);
+void alloc_end(AllocRange *range);
+
+static inline uint64_t in_cluster(const Qcow2 *q, uint64_t offset)
+{
+    return offset & (q->cluster_size - 1);
+}
+
+/* ---- refcount.c ---- */
+
+typedef struct ClusterRun {
+    uint64_t offset;
+    uint64_t count;
+    bool fresh; /* reads as zeroes: never written and beyond the end of the file */
+} ClusterRun;
+
+/* Up to want contiguous clusters, refcount 1. */
+int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run) MUST_CHECK;
+/* Exactly count contiguous clusters. */
+int refcount_alloc_exact(Qcow2 *q, uint64_t count, uint64_t *ret_offset) MUST_CHECK;
+/* Adds delta to the refcount of one cluster. Hold refcount_lock. */
+int refcount_add(Qcow2 *q, uint64_t cluster, int delta, uint64_t *ret_new) MUST_CHECK;
+int refcount_read(Qcow2 *q, uint64_t cluster, uint64_t *ret_count) MUST_CHECK;
+/* A place for bytes compressed bytes. */
+int refcount_alloc_bytes(Qcow2 *q, uint32_t bytes, uint64_t *ret_offset) MUST_CHECK;
+/* The slice that holds the refcount of a cluster. No block yet: made with create, else *ret_slice is NULL.
+ * Hold refcount_lock with create. */
+int refcount_slice(
+    Qcow2 *q, uint64_t cluster, bool create, CacheEntry **ret_slice, uint32_t *ret_index) MUST_CHECK;
+/* refgrow.c: makes the block, and if need be a larger table, for a cluster that has none. Hold refcount_lock.
+ */
+int refcount_grow(Qcow2 *q, uint64_t table_index) MUST_CHECK;
+/* Allocates count clusters behind all that is in use, together with the blocks that count them. Hold
+ * refcount_lock. */
+int refcount_grow_area(Qcow2 *q, uint64_t count, uint64_t *ret_cluster) MUST_CHECK;
+
+/* ---- free.c ---- */
+
+void free_range(Qcow2 *q, FreeStage stage, uint64_t offset, uint64_t bytes, bool discard);
+/* Every request on the data path runs between these. */
+unsigned request_begin(Qcow2 *q);
+void request_end(Qcow2 *q, unsigned epoch);
+void free_move(Qcow2 *q, FreeStage from, FreeStage to);
+/* The mapping that dropped the WRITING ranges is durable. */
+void free_durable(Qcow2 *q);
+/* Decrements what is READY. */
+int free_reclaim(Qcow2 *q) MUST_CHECK;
+
+/* ---- sync.c ---- */
+
+/* Makes all metadata that is dirty now durable, and all data that was written before. */
+int sync_writeback(Qcow2 *q) MUST_CHECK;
+int sync_flush(Qcow2 *q) MUST_CHECK;
+/* The last one: nothing is in flight; also writes the decrements. */
+int sync_close(Qcow2 *q) MUST_CHECK;
+int sync_refcounts(Qcow2 *q) MUST_CHECK;
+
+/* ---- read.c, write.c, zero.c, compress.c, resize.c: the driver's operations ---- */
+
+int image_read(Node *node, uint64_t offset, IoSlice dst);
+int image_write(Node *node, uint64_t offset, IoSlice src, unsigned flags);
+int image_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned flags);
+int image_discard(Node *node, uint64_t offset, uint64_t bytes);
+int image_status(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret_status);
+int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err);
+/* Reads guest bytes within a request. */
+int read_range(Qcow2 *q, uint64_t offset, IoSlice dst) MUST_CHECK;
+/* True when [offset, offset + bytes) surely reads as zeroes. May wait for a lookup. */
+int read_is_zero(Qcow2 *q, uint64_t offset, uint64_t bytes) MUST_CHECK;
+int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, bool *ret_durable) MUST_CHECK;
+/* Fails when guest data would overwrite metadata. */
+int write_overlap_check(Qcow2 *q, uint64_t host, uint64_t bytes, unsigned ignore_kinds) MUST_CHECK;
+/* Writes zeroes as data, where the range does not read as zeroes already. */
+int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags) MUST_CHECK;
+/* Makes whole clusters read as zeroes (or, with full, as the backing file). */
+int zero_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool unmap) MUST_CHECK;
+int discard_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool full, bool guest) MUST_CHECK;
+int write_compressed(Qcow2 *q, uint64_t offset, IoSlice src) MUST_CHECK;
+/* Copies decompressed bytes of the cluster that entry describes. */
+int inflate_read(Qcow2 *q, uint64_t entry, uint64_t skip, IoSlice dst) MUST_CHECK;
+/* The clusters' contents are about to change. */
+void inflate_forget(Qcow2 *q, uint64_t offset, uint64_t bytes);
+void inflate_done(Qcow2 *q);

@@ -1,0 +1,163 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The driver qcow2: its table, what it says about an image, and small helpers of the engine. See
+ * qcow2-priv.h. */
+#include "base/log.h"
+#include "base/mem.h"
+#include "generated/types.h"
+#include "qcow2-priv.h"
+
+#include <stdio.h>
+
+/* ---- Helpers ---- */
+
+int child_pread(Edge *edge, uint64_t offset, void *data, size_t bytes)
+{
+    struct iovec iov;
+
+    return child_read(edge, offset, io_slice_of(&iov, data, bytes));
+}
+
+int child_read(Edge *edge, uint64_t offset, IoSlice dst)
+{
+    uint64_t size = node_size(edge_node(edge));
+    size_t valid;
+    int r = 0;
+
+    if (LIKELY(!out_of_range(offset, dst.bytes, size)))
+        return edge_read(edge, offset, dst);
+    if (out_of_range(offset, dst.bytes, LIMIT_NODE_BYTES))
+        return -EIO;
+    valid = offset < size ? size - offset : 0;
+    if (valid)
+        r = edge_read(edge, offset, io_slice_part(dst, 0, valid));
+    io_slice_fill(io_slice_part(dst, valid, dst.bytes - valid), 0);
+    return r;
+}
+
+int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
+{
+    static const uint8_t zeroes[64 * KIB] __attribute__((aligned(4096)));
+    struct iovec iov[16];
+
+    if (bytes > sizeof(zeroes) && !out_of_range(offset, bytes, node_size(edge_node(edge))))
+        return edge_write_zeroes(edge, offset, bytes, 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(iov); i++)
+        iov[i] = (struct iovec){.iov_base = (void *)zeroes, .iov_len = sizeof(zeroes)};
+    while (bytes) {
+        size_t piece = MIN(bytes, (uint64_t)ARRAY_SIZE(iov) * sizeof(zeroes));
+        int r = edge_write(edge, offset, (IoSlice){.iov = iov, .bytes = piece}, 0);
+
+        if (r < 0)
+            return r;
+        offset += piece;
+        bytes -= piece;
+    }
+    return 0;
+}
+
+/* ---- Corruption ---- */
+
+static void mark_corrupt(Qcow2 *q)
+{
+    uint8_t bytes[8];
+
+    q->corrupt = true;
+    if (q->header.version < 3 || (q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT))
+        return;
+    q->header.incompatible |= QCOW2_INCOMPATIBLE_CORRUPT;
+    put_be64(bytes, q->header.incompatible);
+    if (edge_pwrite(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes), REQ_FUA) < 0)
+        log_warn("qcow2: node '%s' could not be marked corrupt", q->node->name);
+}
+
+int image_corrupt(Qcow2 *q, bool fatal, int64_t offset, int64_t size, const char *fmt, ...)
+{
+    AUTO_FREE char *message = NULL;
+    va_list args;
+
+    fatal = fatal && q->writable;
+    if (q->corrupt || (q->reported && !fatal))
+        return -EIO;
+    va_start(args, fmt);
+    message = str_vprintf(fmt, args);
+    va_end(args);
+    /* On standard error without the program's name: this is what those who watch for corruption look for. */
+    if (fatal)
+        fprintf(stderr, "qcow2: Marking image as corrupt: %s; further corruption events will be suppressed\n",
+            message);
+    else
+        fprintf(stderr,
+            "qcow2: Image is corrupt: %s; further non-fatal corruption events will be suppressed\n", message);
+    q->reported = true;
+    if (fatal)
+        mark_corrupt(q);
+    node_report_corruption(q->node, fatal, offset, size, message);
+    return -EIO;
+}
+
+/* ---- Flush, information ---- */
+
+static int image_flush(Node *node)
+{
+    Qcow2 *q = node->state;
+
+    if (!q->writable)
+        return 0;
+    return q->corrupt ? -EIO : sync_flush(q);
+}
+
+static int image_info(Node *node, ImageInfo *info, Error *err)
+{
+    Qcow2 *q = node->state;
+    ImageInfoSpecificQCow2 *specific;
+    bool v3 = q->header.version >= 3;
+
+    info->has_cluster_size = true;
+    info->cluster_size = (int64_t)q->cluster_size;
+    info->has_dirty_flag = true;
+    info->dirty_flag = q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY;
+    info->format_specific = mem_new(ImageInfoSpecific);
+    info->format_specific->type = IMAGE_INFO_SPECIFIC_KIND_QCOW2;
+    specific = mem_new(ImageInfoSpecificQCow2);
+    info->format_specific->u.qcow2.data = specific;
+    specific->compat = str_dup(v3 ? "1.1" : "0.10");
+    specific->refcount_bits = 1 << q->refcount_order;
+    specific->compression_type = q->header.compression_type == QCOW2_COMPRESSION_ZSTD
+                                     ? QCOW2_COMPRESSION_TYPE_ZSTD
+                                     : QCOW2_COMPRESSION_TYPE_ZLIB;
+    if (!v3)
+        return 0;
+    specific->has_lazy_refcounts = specific->has_corrupt = specific->has_extended_l2 = true;
+    specific->lazy_refcounts = q->header.compatible & QCOW2_COMPATIBLE_LAZY_REFCOUNTS;
+    specific->corrupt = q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT;
+    specific->extended_l2 = q->extended;
+    if (q->data_file) {
+        specific->data_file = str_dup(q->data_filename);
+        specific->has_data_file_raw = true;
+        specific->data_file_raw = q->data_raw;
+    }
+    return 0;
+}
+
+static int image_probe(const uint8_t *header, size_t bytes, const char *filename)
+{
+    return bytes >= 8 && get_be32(header) == QCOW2_MAGIC && get_be32(header + 4) >= 2 ? 100 : 0;
+}
+
+const Driver driver_qcow2 = {
+    .name = "qcow2",
+    .state_size = sizeof(Qcow2),
+    .flags = DRIVER_FORMAT | DRIVER_BACKING,
+    .open = image_open,
+    .close = image_close,
+    .read = image_read,
+    .write = image_write,
+    .write_zeroes = image_write_zeroes,
+    .discard = image_discard,
+    .flush = image_flush,
+    .status = image_status,
+    .resize = image_resize,
+    .info = image_info,
+    .create = image_create,
+    .probe = image_probe,
+};

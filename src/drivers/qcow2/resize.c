@@ -1,0 +1,186 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Changing the size of the disk: a larger L1 table if need be, then the size in the header. */
+#include "base/mem.h"
+#include "qcow2-priv.h"
+
+/* Writes a table of big-endian entries, padded with zeroes to whole clusters. */
+static int write_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
+{
+    size_t bytes = align_up(entries * 8, q->cluster_size);
+    AUTO_FREE uint8_t *raw = mem_try_zalloc(1, bytes);
+
+    if (!raw)
+        return -ENOMEM;
+    for (uint32_t i = 0; i < q->l1_entries; i++)
+        put_be64(raw + (size_t)i * 8, q->l1[i]);
+    return edge_pwrite(q->file, offset, raw, bytes, 0);
+}
+
+static int switch_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
+{
+    uint8_t place[12];
+    int r;
+
+    put_be32(place, (uint32_t)entries);
+    put_be64(place + 4, offset);
+    r = edge_pwrite(q->file, QCOW2_AT_L1_ENTRIES, place, sizeof(place), 0);
+    return r < 0 ? r : edge_flush(q->file);
+}
+
+/* What the larger table needs in memory; had before the header names it, as nothing may fail afterwards. */
+typedef struct LargerL1 {
+    uint64_t *table;
+    uint8_t *dirty;
+    uint64_t offset, entries;
+} LargerL1;
+
+static void adopt_l1(Qcow2 *q, const LargerL1 *larger)
+{
+    memcpy(larger->table, q->l1, q->l1_entries * sizeof(*larger->table));
+    memcpy(larger->dirty, q->l1_dirty, q->l1_entries / 64 + 1);
+    free(q->l1);
+    free(q->l1_dirty);
+    q->l1 = larger->table;
+    q->l1_dirty = larger->dirty;
+    if (q->l1_entries)
+        free_range(
+            q, FREE_READY, q->l1_offset, align_up(q->l1_entries * UINT64_C(8), q->cluster_size), false);
+    q->l1_entries = q->header.l1_entries = (uint32_t)larger->entries;
+    q->l1_offset = q->header.l1_offset = larger->offset;
+}
+
+/* The header names the new table, or after a failure surely the old one: writing goes on only where that is
+ * known. */
+static int switch_or_restore(Qcow2 *q, const LargerL1 *larger)
+{
+    int r = switch_l1(q, larger->offset, larger->entries);
+
+    if (r < 0 && switch_l1(q, q->l1_offset, q->l1_entries) < 0)
+        q->corrupt = true;
+    return r;
+}
+
+static int write_larger_l1(Qcow2 *q, const LargerL1 *larger, uint64_t clusters)
+{
+    int r = 0;
+
+    for (uint64_t i = 0; r == 0 && i < clusters; i++)
+        r = metaset_add(&q->meta, (larger->offset >> q->cluster_bits) + i, META_L1);
+    if (r == 0)
+        r = write_l1(q, larger->offset, larger->entries);
+    if (r == 0)
+        r = sync_refcounts(q);
+    if (r == 0)
+        r = edge_flush(q->file);
+    return r < 0 ? r : switch_or_restore(q, larger);
+}
+
+/* The node is drained: nobody changes the L1 table meanwhile. */
+static int grow_l1(Qcow2 *q, uint64_t entries)
+{
+    uint64_t clusters = div_round_up(entries * 8, q->cluster_size);
+    LargerL1 larger = {.entries = entries,
+        .table = mem_try_zalloc(entries, sizeof(*larger.table)),
+        .dirty = mem_try_zalloc(entries / 64 + 1, 1)};
+    int r = larger.table && larger.dirty ? sync_writeback(q)
+                                         : -ENOMEM; /* what the old table holds in memory only */
+
+    if (r == 0)
+        r = refcount_alloc_exact(q, clusters, &larger.offset);
+    if (r == 0) {
+        r = write_larger_l1(q, &larger, clusters);
+        if (r <
+            0) /* never named by a durable header; what was protected is released with the last reference */
+            free_range(q, FREE_READY, larger.offset, clusters << q->cluster_bits, false);
+    }
+    if (r == 0) {
+        adopt_l1(q, &larger);
+    } else {
+        free(larger.table);
+        free(larger.dirty);
+    }
+    return r;
+}
+
+static int write_size(Qcow2 *q, uint64_t size)
+{
+    uint8_t bytes[8];
+    int r;
+
+    put_be64(bytes, size);
+    r = edge_pwrite(q->file, QCOW2_AT_SIZE, bytes, sizeof(bytes), 0);
+    if (r == 0)
+        r = edge_flush(q->file);
+    if (r == 0)
+        q->header.size = size;
+    return r;
+}
+
+static int grow(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
+{
+    uint64_t entries = qcow2_l1_entries_for(&q->header, size), old = q->node->size, backing;
+    int r;
+
+    if (prealloc != PREALLOCATION_OFF)
+        return err_set(err, -ENOTSUP, "Unsupported preallocation mode for resizing a qcow2 image");
+    if (entries * 8 > QCOW2_MAX_L1_BYTES)
+        return err_set(err, -EFBIG, "Failed to grow the L1 table: %s", "File too large");
+    if (entries > q->l1_entries) {
+        r = grow_l1(q, entries);
+        if (r < 0)
+            return err_set_errno(err, r, "Failed to grow the L1 table");
+    }
+    if (q->data_raw) {
+        r = edge_resize(q->data, size, false, prealloc, 0, err);
+        if (r < 0)
+            return r;
+    }
+    /* A backing file that is longer than the disk was must not show through where the disk grows. */
+    backing = q->node->backing ? node_size(edge_node(q->node->backing)) : 0;
+    if (backing > old) {
+        uint64_t bytes = MIN(size, backing) - old;
+
+        q->node->size = size;
+        r = q->has_zero ? image_write_zeroes(q->node, old, bytes, 0) : zero_by_writing(q, old, bytes, 0);
+        q->node->size = old;
+        if (r < 0)
+            return err_set_errno(err, r, "Failed to zero out the new area");
+    }
+    return 0;
+}
+
+static int shrink(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
+{
+    uint64_t start = align_up(size, q->cluster_size), end = align_up(q->node->size, q->cluster_size);
+    int r;
+
+    if (prealloc != PREALLOCATION_OFF)
+        return err_set(err, -EINVAL, "Preallocation can't be used for shrinking an image");
+    r = discard_clusters(q, start, end, true, false);
+    if (r == 0)
+        r = sync_flush(q);
+    return r < 0 ? err_set_errno(err, r, "Failed to discard cropped clusters") : 0;
+}
+
+int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
+{
+    Qcow2 *q = node->state;
+    int r;
+
+    if (!is_aligned(size, 512))
+        return err_set(err, -EINVAL, "The new size must be a multiple of 512");
+    if (q->corrupt)
+        return err_set(err, -EIO, "Image is corrupt");
+    if (q->header.snapshots && q->header.version < 3)
+        return err_set(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
+    if (q->header.snapshots && size < node->size)
+        return err_set(err, -ENOTSUP, "Can't shrink an image which has snapshots");
+    r = size < node->size ? shrink(q, size, prealloc, err) : grow(q, size, prealloc, err);
+    if (r < 0)
+        return r;
+    r = write_size(q, size);
+    if (r < 0)
+        return err_set_errno(err, r, "Failed to update the image size");
+    node->size = size;
+    return 0;
+}

@@ -1,0 +1,308 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Power cuts under load. Several coroutines write, zero, discard and flush; at a random moment the test takes
+ * what a disk might hold (all that was flushed, and any sectors of what was not) and demands of it: no
+ * cluster is used twice or more often than it is counted, and every sector holds what was flushed last or
+ * something that was written later.
+ */
+#include "base/mem.h"
+#include "generated/types.h"
+#include "test-graph.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#define DISK_BYTES (1 * MIB)
+#define SECTORS (DISK_BYTES / 512)
+#define WORKERS 6
+#define MAX_IDS 24 /* values that a sector may hold before the test stops adding writes to it */
+
+extern const Driver driver_qcow2;
+
+/* Values that a sector may have after a cut; the first one is the last that was flushed. */
+typedef struct Sector {
+    uint64_t ids[MAX_IDS];
+    unsigned count;
+    uint64_t dropped; /* values before ids[0] */
+    bool busy;
+} Sector;
+
+typedef struct Load {
+    Node *node;
+    Sector *sectors;
+    uint64_t next_id, cluster_sectors;
+    unsigned operations;
+    bool stopped;
+} Load;
+
+/* ---- Load ---- */
+
+static bool claim(Load *load, uint64_t first, uint64_t count)
+{
+    for (uint64_t i = first; i < first + count; i++)
+        if (load->sectors[i].busy || load->sectors[i].count == MAX_IDS)
+            return false;
+    for (uint64_t i = first; i < first + count; i++)
+        load->sectors[i].busy = true;
+    return true;
+}
+
+/* What a write puts into a sector: tells both which write and which sector; zeroing is number 0. */
+static uint64_t value_of(uint64_t id, uint64_t sector)
+{
+    return id ? id * SECTORS + sector : 0;
+}
+
+static void add_value(Load *load, uint64_t first, uint64_t count, uint64_t id)
+{
+    for (uint64_t i = first; i < first + count; i++)
+        load->sectors[i].ids[load->sectors[i].count++] = value_of(id, i);
+}
+
+static void change(Load *load)
+{
+    uint64_t first = test_random(SECTORS), count = 1 + test_random(MIN(SECTORS - first, UINT64_C(300))), id;
+    unsigned kind = (unsigned)test_random(9);
+    AUTO_FREE uint64_t *data = NULL;
+    struct iovec iov;
+    int r;
+
+    if (kind == 8) { /* whole clusters, so that the outcome is known */
+        first = align_down(first, load->cluster_sectors);
+        count = align_up(count, load->cluster_sectors);
+    }
+    if (!claim(load, first, count)) {
+        (void)!co_yield ();
+        return;
+    }
+    id = kind >= 6 ? 0 : ++load->next_id;
+    add_value(load, first, count, id);
+    data = mem_zalloc(count * 512);
+    for (uint64_t i = 0; i < count * 64; i++)
+        data[i] = value_of(id, first + i / 64);
+    if (kind == 7)
+        r = driver_qcow2.write_zeroes(
+            load->node, first * 512, count * 512, test_random(2) ? REQ_MAY_UNMAP : 0);
+    else if (kind == 8)
+        r = driver_qcow2.discard(load->node, first * 512, count * 512);
+    else
+        r = driver_qcow2.write(load->node, first * 512, io_slice_of(&iov, data, count * 512), 0);
+    if (r == -ENOTSUP)
+        r = driver_qcow2.write(load->node, first * 512, io_slice_of(&iov, data, count * 512), 0);
+    assert_int_equal(r, 0);
+    for (uint64_t i = first; i < first + count; i++)
+        load->sectors[i].busy = false;
+}
+
+/* What was complete before a flush began is the only value that is left after it. */
+static void flush(Load *load)
+{
+    AUTO_FREE uint64_t *complete = mem_zalloc(SECTORS * sizeof(*complete));
+
+    for (uint64_t i = 0; i < SECTORS; i++)
+        complete[i] = load->sectors[i].busy ? 0 : load->sectors[i].dropped + load->sectors[i].count;
+    assert_int_equal(driver_qcow2.flush(load->node), 0);
+    for (uint64_t i = 0; i < SECTORS; i++) {
+        Sector *s = &load->sectors[i];
+        uint64_t old = complete[i] > s->dropped + 1 ? complete[i] - 1 - s->dropped : 0;
+
+        memmove(s->ids, s->ids + old, (s->count - old) * sizeof(s->ids[0]));
+        s->count -= (unsigned)old;
+        s->dropped += old;
+    }
+}
+
+/* A read that others overtake: whatever it sees, it must be something that was written here. */
+static void read_anything(Load *load)
+{
+    uint64_t at = test_random(SECTORS), data[64];
+    struct iovec iov;
+
+    assert_int_equal(driver_qcow2.read(load->node, at * 512, io_slice_of(&iov, data, 512)), 0);
+    assert_true(data[0] == 0 || data[0] % SECTORS == at);
+}
+
+static void worker(void *arg)
+{
+    Load *load = arg;
+
+    while (load->operations && !load->stopped) {
+        load->operations--;
+        if (test_random(12) == 0)
+            flush(load);
+        else if (test_random(3) == 0)
+            read_anything(load);
+        else
+            change(load);
+    }
+}
+
+/* ---- Checks ---- */
+
+static bool may_hold(const Sector *s, uint64_t id)
+{
+    for (unsigned k = 0; k < s->count; k++)
+        if (s->ids[k] == id)
+            return true;
+    return false;
+}
+
+static void refer(uint8_t *uses, uint64_t clusters, uint64_t cluster)
+{
+    assert_true(cluster < clusters);
+    assert_int_equal(uses[cluster], 0);
+    uses[cluster] = 1;
+}
+
+static void check_references(MemFile *file, Qcow2 *q)
+{
+    uint64_t clusters = div_round_up(file->size, q->cluster_size);
+    AUTO_FREE uint8_t *uses = mem_zalloc(clusters);
+
+    mem_yields = false;
+    refer(uses, clusters, 0);
+    for (uint64_t i = 0; i < div_round_up(q->l1_entries * UINT64_C(8), q->cluster_size); i++)
+        refer(uses, clusters, (q->l1_offset >> q->cluster_bits) + i);
+    for (uint64_t i = 0; i < q->header.rt_clusters; i++)
+        refer(uses, clusters, (q->rt_offset >> q->cluster_bits) + i);
+    for (uint64_t i = 0; i < q->rt_entries; i++)
+        if (q->rt[i])
+            refer(uses, clusters, q->rt[i] >> q->cluster_bits);
+    for (uint64_t i = 0; i < q->l1_entries; i++) {
+        uint64_t table = q->l1[i] & QCOW2_OFFSET_MASK;
+
+        if (!table)
+            continue;
+        refer(uses, clusters, table >> q->cluster_bits);
+        for (uint32_t k = 0; k < 1U << q->l2_bits; k++) {
+            uint64_t entry = slice_entry(q, file->data + table, k) & QCOW2_OFFSET_MASK;
+
+            if (entry)
+                refer(uses, clusters + 4096, entry >> q->cluster_bits);
+        }
+    }
+    for (uint64_t i = 0; i < clusters; i++) {
+        uint64_t refs = 0;
+
+        assert_int_equal(refcount_read(q, i, &refs), 0);
+        assert_true(refs >= uses[i]);
+    }
+    mem_yields = true;
+}
+
+static void check_contents(Node *node, const Sector *sectors)
+{
+    uint64_t data[64];
+    struct iovec iov;
+
+    for (uint64_t i = 0; i < SECTORS; i++) {
+        assert_int_equal(driver_qcow2.read(node, i * 512, io_slice_of(&iov, data, 512)), 0);
+        assert_true(may_hold(&sectors[i], data[0]));
+        for (unsigned k = 1; k < 64; k++)
+            assert_true(data[k] == data[0]);
+    }
+}
+
+typedef struct Shape {
+    uint64_t cluster_size;
+    int refcount_bits;
+    bool extended;
+} Shape;
+
+static void make_image(const Shape *shape)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    BlockdevRef file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+    BlockdevCreateOptions options = {.u.qcow2 = {.file = &file,
+                                         .size = DISK_BYTES,
+                                         .has_cluster_size = true,
+                                         .cluster_size = shape->cluster_size,
+                                         .has_refcount_bits = true,
+                                         .refcount_bits = shape->refcount_bits,
+                                         .has_extended_l2 = true,
+                                         .extended_l2 = shape->extended}};
+    MemFile *made;
+
+    mem_file = mem_file_new(NULL, 0, false);
+    assert_int_equal(driver_qcow2.create(&options, &err), 0);
+    made = mem_file;
+    mem_file = mem_file_new(made->data, made->size, true);
+    mem_file_free(made);
+}
+
+/* Cuts the power now and looks at what is left. */
+static void cut_and_check(const Load *load)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    MemFile *live = mem_file, *cut = mem_file_cut(live);
+    AUTO_FREE Sector *then = mem_zalloc(SECTORS * sizeof(*then));
+    Node *node;
+
+    memcpy(then, load->sectors, SECTORS * sizeof(*then));
+    mem_yields = false;
+    mem_file = cut;
+    node = test_open(false, &err);
+    assert_non_null(node);
+    check_references(cut, node->state);
+    mem_yields = false;
+    check_contents(node, then);
+    test_close(node);
+    mem_file_free(cut);
+    mem_file = live;
+    mem_yields = true;
+}
+
+static void run_load(void *arg)
+{
+    const Shape *shape = arg;
+    AUTO_ERROR Error err = ERROR_INIT;
+    Load load = {.sectors = mem_zalloc(SECTORS * sizeof(Sector)),
+        .operations = 800,
+        .cluster_sectors = shape->cluster_size / 512};
+    CoGroup group;
+
+    mem_corruptions = 0;
+    make_image(shape);
+    for (uint64_t i = 0; i < SECTORS; i++)
+        load.sectors[i].count = 1;
+    load.node = test_open(false, &err);
+    assert_non_null(load.node);
+    co_group_init(&group);
+    for (unsigned i = 0; i < WORKERS; i++)
+        co_start(&group, "load", worker, &load);
+    for (unsigned cuts = 0; cuts < 40 && load.operations; cuts++) {
+        for (uint64_t n = test_random(150); n; n--)
+            (void)!co_yield ();
+        cut_and_check(&load);
+    }
+    co_group_join(&group);
+    flush(&load);
+    check_contents(load.node, load.sectors);
+    test_close(load.node);
+    assert_int_equal(mem_corruptions, 0);
+    mem_file_free(TAKE(mem_file));
+    free(load.sectors);
+}
+
+static void test_power_cuts(void **state)
+{
+    static const Shape shapes[] = {{512, 16, false}, {512, 64, false}, {4096, 1, false}, {4096, 16, false},
+        {65536, 16, false}, {16384, 8, true}, {65536, 16, true}};
+
+    for (uint64_t i = 0; i < ARRAY_SIZE(shapes) * 4; i++) {
+        Shape shape = shapes[i % ARRAY_SIZE(shapes)];
+
+        test_random_seed(i + 1);
+        test_run(run_load, &shape);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_power_cuts)};
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

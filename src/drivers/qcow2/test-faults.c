@@ -1,0 +1,140 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Writes and flushes that fail while tables grow. Whatever failed may be tried again, and what a flush has
+ * covered is there when the image is opened the next time.
+ */
+#include "base/mem.h"
+#include "generated/types.h"
+#include "test-graph.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+
+#include <cmocka.h>
+
+#define PIECE (8 * KIB)
+#define SEEDS 25
+
+extern const Driver driver_qcow2;
+
+static void make_image(uint64_t size, int refcount_bits)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    BlockdevRef file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+    BlockdevCreateOptions options = {.u.qcow2 = {.file = &file,
+                                         .size = size,
+                                         .has_cluster_size = true,
+                                         .cluster_size = 512,
+                                         .has_refcount_bits = true,
+                                         .refcount_bits = refcount_bits}};
+
+    mem_faults = 0;
+    mem_corruptions = 0;
+    mem_yields = false;
+    mem_file = mem_file_new(NULL, 0, false);
+    assert_int_equal(driver_qcow2.create(&options, &err), 0);
+}
+
+static Node *reopen(Node *node)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+
+    if (node)
+        test_close(node);
+    node = test_open(false, &err);
+    assert_non_null(node);
+    return node;
+}
+
+/* Writes a piece, flushes it, and tries both again until they succeed. */
+static void store(Node *node, uint64_t at)
+{
+    uint64_t data[PIECE / 8];
+    struct iovec iov;
+
+    for (size_t i = 0; i < ARRAY_SIZE(data); i++)
+        data[i] = at + i;
+    while (driver_qcow2.write(node, at, io_slice_of(&iov, data, PIECE), 0) < 0)
+        assert_int_equal(mem_corruptions, 0);
+    while (driver_qcow2.flush(node) < 0)
+        assert_int_equal(mem_corruptions, 0);
+}
+
+static void expect(Node *node, uint64_t from, uint64_t to)
+{
+    uint64_t data[PIECE / 8];
+    struct iovec iov;
+
+    for (uint64_t at = from; at < to; at += PIECE) {
+        assert_int_equal(driver_qcow2.read(node, at, io_slice_of(&iov, data, PIECE)), 0);
+        for (size_t i = 0; i < ARRAY_SIZE(data); i++)
+            assert_int_equal(data[i], at + i);
+    }
+}
+
+/* With 64-bit refcounts, the first table of a 512-byte cluster describes 2 MiB. */
+static void grow_refcounts(void *arg)
+{
+    Node *node;
+
+    make_image(3 * MIB, 64);
+    node = reopen(NULL);
+    for (uint64_t at = 0; at < 3 * MIB; at += PIECE) {
+        mem_faults = at > 3 * MIB / 2 ? 150 : 0;
+        store(node, at);
+    }
+    mem_faults = 0;
+    node = reopen(node);
+    expect(node, 0, 3 * MIB);
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+}
+
+static void test_refcount_growth(void **state)
+{
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        test_random_seed(seed);
+        test_run(grow_refcounts, NULL);
+    }
+}
+
+static void grow_disk(void *arg)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    Node *node;
+    bool usable;
+
+    make_image(256 * KIB, 16);
+    node = reopen(NULL);
+    store(node, 0);
+    mem_faults = 250;
+    (void)!driver_qcow2.resize(node, 4 * MIB, false, PREALLOCATION_OFF, 0, &err);
+    mem_faults = 0;
+    /* When not even the old state could be restored, nothing is written any more. */
+    usable = driver_qcow2.flush(node) == 0;
+    for (uint64_t at = PIECE; usable && at < 256 * KIB; at += PIECE)
+        store(node, at);
+    node = reopen(node);
+    expect(node, 0, usable ? 256 * KIB : PIECE);
+    assert_int_equal(mem_corruptions, 0);
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+}
+
+static void test_resize(void **state)
+{
+    for (uint64_t seed = 1; seed <= SEEDS * 4; seed++) {
+        test_random_seed(seed);
+        test_run(grow_disk, NULL);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_refcount_growth),
+        cmocka_unit_test(test_resize),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
