@@ -54,11 +54,15 @@ def build(totals, directory, *options, environment=None):
     say(f'build {directory.name}')
     env = dict(os.environ, **(environment or {}))
     if not (directory / 'build.ninja').exists():
-        done = subprocess.run(['meson', 'setup', *options, directory], cwd=TOP, env=env, stdout=subprocess.DEVNULL, check=False)
+        done = subprocess.run(
+            ['meson', 'setup', *options, directory], cwd=TOP, env=env, stdout=subprocess.DEVNULL, check=False
+        )
         if done.returncode:
             totals.add(f'{directory.name}: meson setup', 'fail')
             return False
-    done = subprocess.run(['ninja', '-j', JOBS, '-C', directory], env=env, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        ['ninja', '-j', JOBS, '-C', directory], env=env, stdout=subprocess.PIPE, text=True, check=False
+    )
     if done.returncode:
         print(done.stdout[-8000:])
         totals.add(f'{directory.name}: build', 'fail')
@@ -69,12 +73,17 @@ def unit_tests(totals, directory, environment=None):
     say(f'unit tests of {directory.name}')
     log = directory / 'meson-logs' / 'testlog.json'
     log.unlink(missing_ok=True)
-    subprocess.run(['meson', 'test', '-C', directory, '--suite', 'unit', '--no-rebuild', '--print-errorlogs', '--quiet'],
-                   env=dict(os.environ, **(environment or {})), check=False)
+    subprocess.run(
+        ['meson', 'test', '-C', directory, '--suite', 'unit', '--no-rebuild', '--print-errorlogs', '--quiet'],
+        env=dict(os.environ, **(environment or {})),
+        check=False,
+    )
     results = {'OK': 'pass', 'EXPECTEDFAIL': 'pass', 'SKIP': 'skip'}
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for line in lines:
-        totals.add(f'{directory.name}: {line["name"]}', results.get(line['result'], 'fail'), 'skipped by the test')
+        totals.add(
+            f'{directory.name}: {line["name"]}', results.get(line['result'], 'fail'), 'skipped by the test'
+        )
     if not lines:
         totals.add(f'{directory.name}: unit tests', 'fail')
 
@@ -83,10 +92,19 @@ def system_tests(totals, directory, name, *arguments, environment=None):
     say(f'system tests: {name}')
     report = directory / f'system-{name}.xml'
     report.unlink(missing_ok=True)
-    env = dict(os.environ, PYTHONDONTWRITEBYTECODE='1', GRANARY_DAEMON=str(directory / 'compat' / 'qemu-storage-daemon'),
-               **(environment or {}))
+    env = dict(
+        os.environ,
+        PYTHONDONTWRITEBYTECODE='1',
+        GRANARY_DAEMON=str(directory / 'compat' / 'qemu-storage-daemon'),
+        **(environment or {}),
+    )
     command = ['/usr/bin/python3', '-m', 'pytest', '-q', '--tb=short', f'--junitxml={report}', *arguments]
-    if subprocess.run(['/usr/bin/python3', '-c', 'import xdist'], stderr=subprocess.DEVNULL, check=False).returncode == 0:
+    if (
+        subprocess.run(
+            ['/usr/bin/python3', '-c', 'import xdist'], stderr=subprocess.DEVNULL, check=False
+        ).returncode
+        == 0
+    ):
         command += ['-n', str(int(JOBS) + 1), '--dist', 'load']
     done = subprocess.run(command, cwd=TOP / 'tests', env=env, check=False)
     cases = list(ElementTree.parse(report).iter('testcase')) if report.exists() else []
@@ -104,7 +122,12 @@ def system_tests(totals, directory, name, *arguments, environment=None):
 
 def fuzz_smoke(totals, directory):
     say('fuzz targets, briefly')
-    done = subprocess.run(['/usr/bin/python3', TOP / 'tools' / 'fuzz.py', directory, '--seconds', '5'], stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        ['/usr/bin/python3', TOP / 'tools' / 'fuzz.py', directory, '--seconds', '5'],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     for line in done.stdout.splitlines():
         result, _, rest = line.partition(' ')
         if result in ('pass', 'fail', 'skip'):
@@ -123,7 +146,14 @@ def main():
         unit_tests(totals, directory)
         system_tests(totals, directory, 'all')
     sanitize = directory.with_name(directory.name + '-sanitize')
-    if build(totals, sanitize, '-Db_sanitize=address,undefined', '-Db_lundef=false', '-Doptimization=1', '-Ddebug=true'):
+    if build(
+        totals,
+        sanitize,
+        '-Db_sanitize=address,undefined',
+        '-Db_lundef=false',
+        '-Doptimization=1',
+        '-Ddebug=true',
+    ):
         unit_tests(totals, sanitize, SANITIZERS)
         system_tests(totals, sanitize, 'sanitize', '-m', 'sanitize', environment=SANITIZERS)
     fuzz_smoke(totals, directory.with_name(directory.name + '-fuzz'))

@@ -38,7 +38,12 @@ class Session:
         self.command('qmp_capabilities')
 
     def command(self, execute, **arguments):
-        self.file.write(json.dumps({'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}) + '\n')
+        self.file.write(
+            json.dumps(
+                {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
+            )
+            + '\n'
+        )
         self.file.flush()
         while True:
             message = json.loads(self.file.readline())
@@ -48,7 +53,9 @@ class Session:
                 return message['return']
 
     def create(self, **options):
-        self.command('blockdev-create', job_id='create', options={k.replace('_', '-'): v for k, v in options.items()})
+        self.command(
+            'blockdev-create', job_id='create', options={k.replace('_', '-'): v for k, v in options.items()}
+        )
         while True:
             job = self.command('query-jobs')[0]
             if job['status'] == 'concluded':
@@ -82,7 +89,8 @@ def fill(raw, uri):
 def advice(image, nbd, qmp):
     uri = f"'nbd+unix:///disk?socket={nbd}'"
     command = '{"execute":"qmp_capabilities"} {"execute":"query-block-exports"}'
-    print(f"""
+    print(
+        f"""
 {image} is being served. Try, in another terminal:
 
   nbdinfo {uri}
@@ -93,7 +101,9 @@ def advice(image, nbd, qmp):
   echo '{command}' | socat -t1 - UNIX-CONNECT:{qmp}
 
 Ctrl-C ends it.
-""", flush=True)
+""",
+        flush=True,
+    )
 
 
 def main():
@@ -103,8 +113,17 @@ def main():
     image, nbd, qmp = directory / 'disk.qcow2', directory / 'nbd.sock', directory / 'qmp.sock'
     qmp.unlink(missing_ok=True)
     fresh = not image.exists()
-    process = subprocess.Popen([build / 'granaryd', '--chardev', f'socket,id=qmp,path={qmp},server=on,wait=off', '--monitor', 'chardev=qmp',
-                                '--nbd-server', f'addr.type=unix,addr.path={nbd}'])
+    process = subprocess.Popen(
+        [
+            build / 'src' / 'programs' / 'granaryd',
+            '--chardev',
+            f'socket,id=qmp,path={qmp},server=on,wait=off',
+            '--monitor',
+            'chardev=qmp',
+            '--nbd-server',
+            f'addr.type=unix,addr.path={nbd}',
+        ]
+    )
     try:
         session = Session(qmp, process)
         if fresh:

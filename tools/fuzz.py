@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the fuzz targets with clang, ASan and UBSan and runs each for a while over its corpus.
 
-fuzz.py BUILDDIR [--seconds N] [TARGET...]. Seeds come from tests/corpus/TARGET/; what a run finds new is kept in
-BUILDDIR/corpus/TARGET/, a crashing input in BUILDDIR/findings/. One line a target: `pass NAME`, `fail NAME: input file`.
+fuzz.py BUILDDIR [--seconds N] [TARGET...]. Seeds come from tests/corpus/TARGET/ (inputs that were worth keeping) and from
+tools/corpus.py; what a run finds new is kept in BUILDDIR/corpus/TARGET/, a crashing input in BUILDDIR/findings/. One line a target: `pass NAME`, `fail NAME: input file`.
 """
 
 import argparse
@@ -19,8 +19,23 @@ TOP = pathlib.Path(__file__).resolve().parents[1]
 def build(directory):
     env = dict(os.environ, CC='clang')
     if not (directory / 'build.ninja').exists():
-        subprocess.run(['meson', 'setup', '-Dfuzz=true', '-Dtests=false', '-Db_sanitize=address,undefined', '-Db_lundef=false', '-Doptimization=1',
-                        '-Dc_args=-fsanitize=fuzzer-no-link', directory], cwd=TOP, env=env, stdout=subprocess.DEVNULL, check=True)
+        subprocess.run(
+            [
+                'meson',
+                'setup',
+                '-Dfuzz=true',
+                '-Dtests=false',
+                '-Db_sanitize=address,undefined',
+                '-Db_lundef=false',
+                '-Doptimization=1',
+                '-Dc_args=-fsanitize=fuzzer-no-link',
+                directory,
+            ],
+            cwd=TOP,
+            env=env,
+            stdout=subprocess.DEVNULL,
+            check=True,
+        )
     done = subprocess.run(['ninja', '-C', directory], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
         print(done.stdout[-6000:])
@@ -34,13 +49,39 @@ def run(target, directory, seconds):
     findings = directory / 'findings'
     corpus.mkdir(parents=True, exist_ok=True)
     findings.mkdir(exist_ok=True)
-    seeds = TOP / 'tests' / 'corpus' / name
-    env = dict(os.environ, ASAN_OPTIONS='detect_stack_use_after_return=0:allocator_may_return_null=1',
-               UBSAN_OPTIONS='print_stacktrace=1:halt_on_error=1')
-    done = subprocess.run([target, f'-max_total_time={seconds}', '-timeout=10', '-rss_limit_mb=2048', '-max_len=65536', '-verbosity=0', '-print_final_stats=1',
-                           f'-artifact_prefix={findings}/{name}-', corpus, *([seeds] if seeds.is_dir() else [])],
-                          env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors='replace', check=False)
-    stats = [line.split()[-1] for line in done.stdout.splitlines() if line.startswith('stat::number_of_executed_units')]
+    seeds = [
+        folder for folder in (TOP / 'tests' / 'corpus' / name, directory / 'seeds' / name) if folder.is_dir()
+    ]
+    env = dict(
+        os.environ,
+        ASAN_OPTIONS='detect_stack_use_after_return=0:allocator_may_return_null=1',
+        UBSAN_OPTIONS='print_stacktrace=1:halt_on_error=1',
+    )
+    done = subprocess.run(
+        [
+            target,
+            f'-max_total_time={seconds}',
+            '-timeout=10',
+            '-rss_limit_mb=2048',
+            '-max_len=65536',
+            '-verbosity=0',
+            '-print_final_stats=1',
+            f'-artifact_prefix={findings}/{name}-',
+            corpus,
+            *seeds,
+        ],
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+        check=False,
+    )
+    stats = [
+        line.split()[-1]
+        for line in done.stdout.splitlines()
+        if line.startswith('stat::number_of_executed_units')
+    ]
     if done.returncode:
         print(done.stdout[-6000:])
         print(f'fail {name}: see {findings}', flush=True)
@@ -60,7 +101,10 @@ def main():
         print('skip all: missing package clang')
         return 0
     build(directory)
-    targets = sorted(path for path in directory.glob('tests/fuzz-*') if path.is_file() and os.access(path, os.X_OK))
+    subprocess.run([sys.executable, TOP / 'tools' / 'corpus.py', directory / 'seeds'], check=True)
+    targets = sorted(
+        path for path in directory.glob('tests/fuzz-*') if path.is_file() and os.access(path, os.X_OK)
+    )
     if arguments.targets:
         targets = [target for target in targets if target.name.removeprefix('fuzz-') in arguments.targets]
     results = [run(target, directory, arguments.seconds) for target in targets]

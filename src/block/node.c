@@ -374,6 +374,7 @@ int node_open_inherited(
     if (!driver)
         return err_set(err, -ENOENT, "Unknown driver '%s'", name);
     node = node_new(driver);
+    node->private->depth = inherited->parent ? inherited->parent->private->depth + 1 : 0;
     r = assign_name(node, options->node_name, err);
     list_prepend(&graph, &node->private->graph_link);
     if (r == 0) {
@@ -381,6 +382,10 @@ int node_open_inherited(
         node->private->options = schema_clone(&schema_type_BlockdevOptions, options);
         r = check_common_options(node, err);
     }
+    if (r == 0 && node->private->depth > LIMIT_CHAIN_DEPTH)
+        r = err_set(err, -ELOOP,
+            "The chain of images below node '%s' is deeper than %d: does it name itself?",
+            inherited->parent->name, LIMIT_CHAIN_DEPTH);
     if (r == 0)
         r = open_driver(node, options, err);
     if (r < 0) {
@@ -458,15 +463,6 @@ static void reorder_behind_child(Node *node)
     list_prepend(&graph, &node->private->graph_link);
 }
 
-static unsigned chain_depth(const Node *node)
-{
-    unsigned depth = 0;
-
-    for (; node; node = node->backing ? node->backing->node : NULL)
-        depth++;
-    return depth;
-}
-
 static void adopt(Node *node, Node *child, const char *name, unsigned roles, Edge **ret_edge)
 {
     Edge *edge = edge_new(name);
@@ -489,11 +485,6 @@ static int attach_child(
     Edge *edge;
     int r;
 
-    if (chain_depth(child) >= LIMIT_CHAIN_DEPTH) {
-        node_release(child);
-        return err_set(err, -ELOOP, "Backing chain of node '%s' is deeper than %d images", node->name,
-            LIMIT_CHAIN_DEPTH);
-    }
     adopt(node, child, name, roles, &edge);
     r = permission_refresh(node, err);
     if (r < 0) {

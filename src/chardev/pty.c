@@ -112,11 +112,27 @@ static bool is_open(const PtyChardev *pty)
     return poll(&p, 1, 0) == 0 || !(p.revents & POLLHUP);
 }
 
+/*
+ * Drops what the process that has gone did not read, which is not for the next one. Some of it waits on our
+ * side of the terminal and the rest on the other, which can be emptied from there only.
+ */
+static void discard_unread(const PtyChardev *pty)
+{
+    AUTO_CLOSE int other_fd = -1;
+
+    (void)tcflush(pty->fd, TCOFLUSH);
+    other_fd = open(pty->path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    if (other_fd >= 0)
+        (void)tcflush(other_fd, TCIFLUSH);
+}
+
 static int pty_open_wait(Chardev *chardev)
 {
     PtyChardev *pty = chardev_state(chardev);
     char events[sizeof(struct inotify_event) + NAME_MAX + 1];
 
+    if (!is_open(pty))
+        discard_unread(pty);
     for (;;) {
         int r;
 
@@ -132,28 +148,11 @@ static int pty_open_wait(Chardev *chardev)
     }
 }
 
-/*
- * Drops what the process that has gone did not read, which is not for the next one. Some of it waits on our
- * side of the terminal and the rest on the other, which can be emptied from there only.
- */
-static void discard_unread(const PtyChardev *pty)
-{
-    AUTO_CLOSE int other_fd = -1;
-
-    (void)tcflush(pty->fd, TCOFLUSH);
-    other_fd = open(pty->path, O_RDWR | O_NOCTTY | O_CLOEXEC);
-    if (other_fd >= 0)
-        (void)tcflush(other_fd, TCIFLUSH);
-}
-
 static ssize_t pty_read(Chardev *chardev, void *data, size_t bytes)
 {
     PtyChardev *pty = chardev_state(chardev);
-    ssize_t n = io_read(pty->fd, data, bytes);
 
-    if (n == 0 || n == -EIO)
-        discard_unread(pty);
-    return n;
+    return io_read(pty->fd, data, bytes);
 }
 
 /* A terminal that nobody has open takes nothing and never becomes writable: that ends the writing. */

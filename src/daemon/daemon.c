@@ -183,6 +183,7 @@ static int daemon_main(void *opaque)
 
     co_group_init(&daemon->startup);
     co_group_init(&daemon->helpers);
+    block_init();
     monitors_init(request_stop);
     co_start(&daemon->helpers, "signals", wait_for_signals, daemon);
     co_start(&daemon->startup, "start", start, daemon);

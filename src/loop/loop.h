@@ -35,7 +35,9 @@ typedef struct LoopOptions {
     unsigned thread_pool_max; /* worker threads for blocking work of this loop */
 } LoopOptions;
 
-#define LOOP_OPTIONS_DEFAULT ((LoopOptions){.thread_pool_max = 64})
+/* Polls as an `iothread` object does by default: it costs less than going to sleep for a moment, and ends by
+ * itself. */
+#define LOOP_OPTIONS_DEFAULT ((LoopOptions){.poll_max_ns = 32768, .thread_pool_max = 64})
 
 /* Runs a loop on the calling thread until the coroutine main_fn(arg) has returned; returns its result. */
 int loop_run_main(LoopBackendKind kind, const LoopOptions *options, int (*main_fn)(void *arg), void *arg);

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every system test shares."""
+
+import os
+import pathlib
+import random
+import shutil
+import sys
+import tempfile
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+from lib import daemon as daemon_module  # noqa: E402
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'sanitize: also part of the short run against the ASan+UBSan build')
+    config.addinivalue_line('markers', 'better: Granary goes further than the reference on purpose')
+    if not os.access(daemon_module.BINARY, os.X_OK):
+        raise pytest.UsageError(f'{daemon_module.BINARY} is not built (GRANARY_DAEMON names another)')
+
+
+@pytest.fixture
+def tmp():
+    """A directory with a short path, because socket paths are limited to 107 bytes."""
+    path = pathlib.Path(tempfile.mkdtemp(prefix='gr-'))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def daemon(tmp):
+    """A factory of daemons; all of them must end with status 0 and silent sanitizers when the test is over."""
+    started = []
+
+    def factory(*args, binary=daemon_module.BINARY, environment=None, **options):
+        one = daemon_module.Daemon(tmp, binary, environment)
+        started.append(one)
+        return one.start(*args, **options)
+
+    def spawn(*args, binary=daemon_module.BINARY, environment=None, **options):
+        one = daemon_module.Daemon(tmp, binary, environment)
+        started.append(one)
+        return one.spawn(*args, **options)
+
+    factory.spawn = spawn
+    yield factory
+    failures = []
+    for one in started:
+        try:
+            one.cleanup()
+        except (AssertionError, OSError) as error:
+            failures.append(str(error))
+        except Exception as error:  # a daemon that does not end: report it after the others were ended
+            failures.append(repr(error))
+    assert not failures, '\n'.join(failures)
+
+
+@pytest.fixture
+def rng(request):
+    """Seeded random numbers; the seed is printed with a failure and can be given back in GRANARY_TEST_SEED."""
+    seed = int(os.environ.get('GRANARY_TEST_SEED', '0')) or random.SystemRandom().randrange(1, 1 << 31)
+    print(f'GRANARY_TEST_SEED={seed}')
+    return random.Random(seed)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small helpers around programs, packages and deadlines."""
+
+import os
+import pathlib
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from lib.qmp import DEADLINE
+
+TOP = pathlib.Path(__file__).resolve().parents[2]
+# Which Debian package holds a program that a test calls.
+PACKAGES = {
+    'nbdinfo': 'libnbd-bin',
+    'nbdcopy': 'libnbd-bin',
+    'qemu-img': 'qemu-utils',
+    'qemu-io': 'qemu-utils',
+    'fio': 'fio',
+    'mke2fs': 'e2fsprogs',
+    'meson': 'meson',
+    'ninja': 'ninja-build',
+    'socat': 'socat',
+    'mount': 'mount',
+}
+
+
+def need(*programs):
+    """Skips the test, naming the package, where a program is missing."""
+    for program in programs:
+        if shutil.which(program) is None:
+            pytest.skip(f'missing package {PACKAGES[program]} (program {program})')
+
+
+def libnbd():
+    """The libnbd module, or a skip that names its package."""
+    try:
+        import nbd
+    except ImportError:
+        pytest.skip('missing package python3-libnbd')
+    return nbd
+
+
+def need_root(why):
+    if os.geteuid() != 0:
+        pytest.skip(f'needs root: {why}')
+
+
+def run(*command, ok=(0,), timeout=DEADLINE * 5, **options):
+    """Runs a program with captured output and checks its exit status against `ok`."""
+    done = subprocess.run(
+        [str(c) for c in command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, timeout=timeout, **options
+    )
+    assert done.returncode in ok, (
+        f'{command} ended with {done.returncode}\n{done.stdout.decode(errors="replace")}'
+        f'\n{done.stderr.decode(errors="replace")}'
+    )
+    return done
+
+
+def output(*command, **options):
+    return run(*command, **options).stdout.decode()
+
+
+def wait_until(condition, what, deadline=DEADLINE):
+    """Polls until condition() is true and returns its value."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f'waited {deadline:.0f} s in vain: {what}'
+        time.sleep(0.005)

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Granary and the installed reference give the same answers to several hundred good and bad inputs."""
+
+import importlib
+import pkgutil
+import re
+
+import pytest
+
+import differential
+from differential.allowed import NEEDS_10
+from lib import daemon as daemon_module
+from lib.differential import RUNNERS, Arena, Peer, differences, exchanges, reference
+from lib.tools import need
+
+MODULES = [
+    importlib.import_module(f'differential.{m.name}') for m in pkgutil.iter_modules(differential.__path__)
+]
+CASES = [case for module in MODULES for case in getattr(module, 'CASES', [])]
+ALLOWED = [entry for module in MODULES for entry in getattr(module, 'ALLOWED', [])]
+
+
+@pytest.fixture(scope='session')
+def arena(tmp_path_factory):
+    need('qemu-img')
+    return Arena(tmp_path_factory.mktemp('d'))
+
+
+@pytest.fixture(scope='session')
+def peer():
+    found = reference()
+    if found is None:
+        pytest.skip('missing package qemu-system-common (program qemu-storage-daemon)')
+    return found
+
+
+def test_enough_cases():
+    names = [case.name for case in CASES]
+    assert len(names) == len(set(names)), 'two cases share a name'
+    total = sum(exchanges(case) for case in CASES)
+    print(f'{total} exchanges in {len(CASES)} cases')
+    assert total >= 300
+    for entry in ALLOWED:
+        assert len(entry.reason) > 20, f'{entry.case}: an allowed difference needs its reason'
+        assert any(re.fullmatch(entry.case, name) for name in names), f'{entry.case} allows for nothing'
+
+
+@pytest.mark.parametrize('case', CASES, ids=[case.name for case in CASES])
+def test_same_answers(case, arena, peer):
+    if peer.major() < 10 and (case.v10 or re.fullmatch(NEEDS_10, case.name)):
+        pytest.skip('missing package qemu-utils from bookworm-backports (the reference 10 answers this)')
+    runner = RUNNERS[type(case)]
+    ours = runner(Peer(daemon_module.BINARY), arena.fresh(), case)
+    theirs = runner(peer, arena.fresh(), case)
+    for entry in ALLOWED:
+        if re.fullmatch(entry.case, case.name):
+            ours, theirs = entry.check(ours, theirs)
+    found = differences(ours, theirs)
+    if found:
+        pytest.fail('\n'.join(found), pytrace=False)

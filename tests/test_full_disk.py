@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A full disk gives ENOSPC to the client that writes and breaks nothing else."""
+
+import errno
+import subprocess
+
+import pytest
+
+from lib import images
+from lib.tools import libnbd, need, need_root, run
+
+
+@pytest.fixture
+def small_disk(tmp):
+    """A file system of 4 MiB."""
+    need_root('mounts a small file system')
+    need('mount')
+    mountpoint = tmp / 'disk'
+    mountpoint.mkdir()
+    run('mount', '-t', 'tmpfs', '-o', 'size=4M', 'tmpfs', mountpoint)
+    yield mountpoint
+    subprocess.run(['umount', '-l', mountpoint], check=True)
+
+
+def write_until_full(nbd, handle, size):
+    """Writes 64 KiB pieces until an error; returns the error number and the pieces that were written."""
+    written = []
+    for offset in range(0, size, 65536):
+        try:
+            handle.pwrite(b'%08d' % (offset // 65536) * 8192, offset)
+            written.append(offset)
+        except nbd.Error as error:
+            return error.errnum, written
+    raise AssertionError('the disk did not become full')
+
+
+def expect(handle, pieces):
+    for offset in pieces:
+        assert handle.pread(65536, offset) == b'%08d' % (offset // 65536) * 8192, f'lost data at {offset}'
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize('layout', ['qcow2', 'raw'])
+def test_enospc_reaches_the_client_and_nothing_else_breaks(layout, small_disk, daemon, tmp, rng):
+    nbd = libnbd()
+    need('qemu-img')
+    filler = small_disk / 'filler'
+    filler.write_bytes(bytes(1 << 20))
+    path = small_disk / 'image'
+    run('qemu-img', 'create', '-q', '-f', layout, path, 8 << 20)
+    images.fill_raw(tmp / 'other.img', rng, 1 << 20)
+    node = (
+        f'driver=qcow2,node-name=n,file.driver=file,file.filename={path}'
+        if layout == 'qcow2'
+        else f'driver=file,node-name=n,filename={path}'
+    )
+    served = daemon(
+        '--blockdev',
+        node,
+        '--blockdev',
+        f'driver=file,node-name=other,filename={tmp}/other.img',
+        '--export',
+        'nbd,id=e,node-name=n,writable=on',
+        '--export',
+        'nbd,id=o,node-name=other,writable=on',
+        nbd=True,
+    )
+    handle, other = nbd.NBD(), nbd.NBD()
+    handle.connect_uri(served.uri('n'))
+    other.connect_uri(served.uri('other'))
+    error, written = write_until_full(nbd, handle, 8 << 20)
+    assert error == errno.ENOSPC
+    assert len(written) > 10
+    expect(handle, written)
+    other.pwrite(b'alive', 1000)
+    assert other.pread(5, 1000) == b'alive'
+    assert served.cmd('query-block-exports')
+    filler.unlink()  # space again: writing goes on
+    again = written[-1] + 65536
+    handle.pwrite(b'%08d' % (again // 65536) * 8192, again)
+    expect(handle, written + [again])
+    handle.flush()
+    handle.shutdown()
+    other.shutdown()
+    served.stop()
+    if layout == 'qcow2':
+        images.check(path, leaks_allowed=True)
+
+
+def test_image_creation_on_a_full_disk_fails_cleanly(small_disk, daemon):
+    (small_disk / 'filler').write_bytes(bytes((4 << 20) - 8192))
+    served = daemon()
+    served.cmd(
+        'blockdev-create',
+        job_id='j',
+        options={
+            'driver': 'file',
+            'filename': str(small_disk / 'new.img'),
+            'size': 1 << 20,
+            'preallocation': 'full',
+        },
+    )
+    served.qmp.wait_event('JOB_STATUS_CHANGE', id='j', status='concluded')
+    job = served.cmd('query-jobs')[0]
+    assert 'No space left on device' in job['error']
+    served.cmd('job-dismiss', id='j')

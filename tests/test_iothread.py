@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exports in iothreads: the work happens there, nodes can be shared, everything ends well."""
+
+import os
+import pathlib
+
+import pytest
+
+from lib import images
+from lib.images import Image, opts
+from lib.tools import libnbd, need, wait_until
+from lib.workload import Workload
+
+pytestmark = pytest.mark.sanitize
+
+
+def thread_times(served):
+    """CPU nanoseconds of each thread by id."""
+    return {
+        int(task.name): int((task / 'schedstat').read_text().split()[0])
+        for task in pathlib.Path(f'/proc/{served.process.pid}/task').iterdir()
+    }
+
+
+def test_work_happens_in_the_iothread(daemon):
+    nbd = libnbd()
+    served = daemon(
+        '--object',
+        'iothread,id=t',
+        '--blockdev',
+        'null-co,node-name=n,size=1073741824',
+        '--export',
+        'nbd,id=e,node-name=n,iothread=t,writable=on',
+        nbd=True,
+    )
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('n'))
+    main = served.process.pid
+    before = thread_times(served)
+    for _ in range(20):
+        cookies = [handle.aio_pread(nbd.Buffer(1 << 20), i << 20) for i in range(16)]
+        for cookie in cookies:
+            while not handle.aio_command_completed(cookie):
+                handle.poll(-1)
+    after = thread_times(served)
+    used = {task: after[task] - before.get(task, 0) for task in after}
+    others = sum(ticks for task, ticks in used.items() if task != main)
+    assert others > used[main], used
+    handle.shutdown()
+
+
+def test_exports_in_different_threads(daemon, tmp, rng):
+    nbd = libnbd()
+    need('qemu-img', 'qemu-io')
+    args, loads = [], []
+    for i in range(3):
+        path = images.make(Image(f'q{i}', opts(cluster_size=4096 << i)), tmp, rng)
+        args += [
+            '--object',
+            f'iothread,id=t{i}',
+            '--blockdev',
+            f'qcow2,node-name=q{i},discard=unmap,file.driver=file,file.filename={path}',
+            '--export',
+            f'nbd,id=e{i},node-name=q{i},writable=on,iothread=t{i}',
+        ]
+        loads.append((path, images.to_raw(path)))
+    served = daemon(*args, nbd=True)
+    works = []
+    for i, (_, content) in enumerate(loads):
+        handle = nbd.NBD()
+        handle.connect_uri(served.uri(f'q{i}'))
+        works.append(Workload(handle, content, rng))
+    for _ in range(15):
+        for work in works:
+            work.run(rounds=1)
+    for work in works:
+        work.compare_all()
+        work.handle.shutdown()
+    served.stop()
+    for path, _ in loads:
+        images.check(path)
+
+
+def test_two_exports_of_one_node_with_different_threads(daemon, rng):
+    """Two iothreads are asked for one node: both exports work, wherever it ends up."""
+    nbd = libnbd()
+    served = daemon(
+        '--object',
+        'iothread,id=a',
+        '--object',
+        'iothread,id=b',
+        '--blockdev',
+        'null-co,node-name=n,size=1048576',
+        nbd=True,
+    )
+    served.export('n', 'e1', iothread='a', writable=True)
+    served.export('n', 'e2', name='second', iothread='b', writable=True)
+    handles = []
+    for name in ('n', 'second'):
+        handle = nbd.NBD()
+        handle.connect_uri(served.uri(name))
+        handles.append(handle)
+    for _ in range(50):
+        for handle in handles:
+            handle.pwrite(b'x' * 512, 512 * rng.randrange(2000))
+    for handle in handles:
+        handle.shutdown()
+
+
+def test_come_and_go(daemon, rng):
+    """Exports and clients come and go while another export of the same thread works."""
+    nbd = libnbd()
+    served = daemon(
+        '--object',
+        'iothread,id=t',
+        '--blockdev',
+        'null-co,node-name=a,size=1048576',
+        '--blockdev',
+        'null-co,node-name=b,size=1048576,read-zeroes=on',
+        nbd=True,
+    )
+    served.export('b', iothread='t', writable=True)
+    steady = nbd.NBD()
+    steady.connect_uri(served.uri('b'))
+    for i in range(20):
+        flying = [steady.aio_pread(nbd.Buffer(4096), 4096 * k) for k in range(16)]
+        served.export('a', f'e{i}', iothread='t', writable=True)
+        handle = nbd.NBD()
+        handle.connect_uri(served.uri('a'))
+        handle.pwrite(b'x' * 100, rng.randrange(1000))
+        if i % 2:
+            handle.shutdown()
+            del handle
+            served.cmd('block-export-del', id=f'e{i}', mode='hard')
+        else:
+            served.cmd('block-export-del', id=f'e{i}', mode='hard')
+        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id=f'e{i}')
+        for cookie in flying:
+            while not steady.aio_command_completed(cookie):
+                steady.poll(-1)
+    steady.shutdown()
+
+
+def test_iothread_in_use_at_the_end(daemon):
+    nbd = libnbd()
+    served = daemon(
+        '--object',
+        'iothread,id=t',
+        '--blockdev',
+        'null-aio,node-name=n,size=1048576,latency-ns=1000000',
+        '--export',
+        'nbd,id=e,node-name=n,iothread=t',
+        nbd=True,
+    )
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('n'))
+    for i in range(16):
+        handle.aio_pread(nbd.Buffer(4096), 4096 * i)
+    served.quit()
+
+
+def test_threads_end_with_their_object(daemon):
+    """Other threads, such as workers for blocking calls, may come at the same time."""
+    served = daemon()
+
+    def threads():
+        return len(os.listdir(f'/proc/{served.process.pid}/task'))
+
+    for i in range(8):
+        served.cmd('object-add', qom_type='iothread', id=f't{i}')
+    peak = threads()
+    assert peak >= 9
+    for i in range(8):
+        served.cmd('object-del', id=f't{i}')
+    wait_until(lambda: threads() <= peak - 4, 'the threads to end')
