@@ -11,7 +11,7 @@ typedef struct NodePrivate {
     List parents;    /* Edge.node_link, newest first */
     List children;   /* Edge.parent_link */
     bool monitor_owned;
-    unsigned depth;  /* nodes that were being opened around this one */
+    unsigned depth;              /* nodes that were being opened around this one */
     bool in_graph;               /* has been opened; false while open() runs */
     BlockdevOptions *options;    /* as given, owned; for filename reporting. May be NULL */
     uint64_t write_generation;   /* counts writes that have completed */
@@ -37,13 +37,17 @@ struct Edge {
     EdgeStats stats;
 };
 
-/* ---- Graph (node.c) ---- */
+/* ---- Graph (node.c, edge.c) ---- */
 
+/* An edge that is not attached yet. */
+Edge *edge_new(const char *name);
+/* Both with the graph lock. */
 void edge_attach(Edge *edge, Node *node);
 void edge_detach(Edge *edge);
 /* Frees the node if nobody needs it any more. */
 void node_release(Node *node);
-bool id_is_valid(const char *id);
+/* An export or job uses the node directly. */
+bool node_has_root_edge(const Node *node);
 
 /* Options that a child takes from its parent where its own say nothing. */
 typedef struct Inherited {

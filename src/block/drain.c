@@ -64,14 +64,18 @@ void node_drain_begin(Node *node)
 {
     DrainCall call = {.node = node, .begin = true};
 
+    graph_change_begin();
     loop_call(node->home, drain_on_home, &call);
+    graph_change_end();
 }
 
 void drain_end_on(Loop *loop, Node *node)
 {
     DrainCall call = {.node = node, .begin = false};
 
+    graph_change_begin();
     loop_call(loop, drain_on_home, &call);
+    graph_change_end();
 }
 
 void node_drain_end(Node *node)

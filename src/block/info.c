@@ -213,7 +213,9 @@ static BlockStats *node_stats(Node *node)
     StatsCall call = {.node = node};
     BlockStats *stats = mem_new(BlockStats);
 
+    graph_change_begin();
     loop_call(node->home, stats_on_home, &call);
+    graph_change_end();
     stats->node_name = str_dup(node->name);
     stats->stats = device_stats(&call);
     stats->driver_specific = call.specific;

@@ -1,21 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Nodes and edges: opening, naming, ownership, closing. Main loop only, but for what is marked otherwise.
+ * Nodes: opening, naming, ownership, children, closing. Main loop only.
  *
  * Invariants: a node is in the graph list from before its driver's open() (so that names are unique) until it
  * is freed; it lives while `monitor_owned` or while it has parents; a child's home loop is its parent's.
  */
 #include "block/block-priv.h"
 
-#include "base/log.h"
+#include "base/id.h"
 #include "base/mem.h"
 #include "generated/trace.h"
 #include "schema/visit.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <errno.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,16 +40,6 @@ Node *node_find(const char *name)
     Node *node = find_any(name);
 
     return node && node->private->in_graph ? node : NULL;
-}
-
-bool id_is_valid(const char *id)
-{
-    if (!isalpha((unsigned char)id[0]))
-        return false;
-    for (const char *c = id + 1; *c; c++)
-        if (!isalnum((unsigned char)*c) && !strchr("-._", *c))
-            return false;
-    return true;
 }
 
 /* '#' keeps automatic names apart from any that users may choose. */
@@ -112,114 +100,6 @@ void node_foreach(void (*fn)(Node *node, void *arg), void *arg)
 {
     LIST_FOREACH_SAFE (link, &graph)
         fn(LIST_ENTRY(link, NodePrivate, graph_link)->node, arg);
-}
-
-/* ---- Edges ---- */
-
-void edge_attach(Edge *edge, Node *node)
-{
-    edge->node = node;
-    list_prepend(&node->private->parents, &edge->node_link);
-    if (edge->parent)
-        list_append(&edge->parent->private->children, &edge->parent_link);
-}
-
-void edge_detach(Edge *edge)
-{
-    list_remove(&edge->node_link);
-    list_remove(&edge->parent_link);
-}
-
-static void edge_free(Edge *edge)
-{
-    free(edge->name);
-    free(edge);
-}
-
-static Edge *edge_new(const char *name)
-{
-    Edge *edge = mem_new(Edge);
-
-    edge->name = str_dup(name);
-    edge->shared = PERM_ALL;
-    return edge;
-}
-
-/* Lowering what is asked for cannot conflict; a driver that fails here keeps what it has. */
-static void refresh_after_detach(Node *node)
-{
-    AUTO_ERROR Error err = ERROR_INIT;
-
-    if (permission_refresh(node, &err) < 0)
-        log_warn("%s", err.message);
-}
-
-static void edge_disconnect(Edge *edge)
-{
-    Node *node = edge->node;
-
-    graph_change_begin();
-    edge_stats_add(&node->private->closed_stats, &edge->stats);
-    edge_detach(edge);
-    graph_change_end();
-    edge_free(edge);
-    if (!list_empty(&node->private->parents) || node->private->monitor_owned)
-        refresh_after_detach(node);
-    node_release(node);
-}
-
-int edge_open(Node *node, const EdgeUser *user, void *opaque, unsigned perm, unsigned shared, Edge **ret_edge,
-    Error *err)
-{
-    Edge *edge = edge_new("root");
-    int r;
-
-    edge->user = user;
-    edge->opaque = opaque;
-    edge_attach(edge, node);
-    r = permission_set(edge, perm, shared, err);
-    if (r < 0) {
-        graph_change_begin();
-        edge_detach(edge);
-        graph_change_end();
-        edge_free(edge);
-        return r;
-    }
-    *ret_edge = edge;
-    return 0;
-}
-
-static int wait_for_requests(void *arg)
-{
-    Edge *edge = arg;
-
-    edge->drained++;
-    while (edge->in_flight)
-        co_cond_wait_shielded(&edge->changed, NULL);
-    return 0;
-}
-
-void edge_close(Edge *edge)
-{
-    if (!edge)
-        return;
-    if (!edge->parent)
-        loop_call(edge->node->home, wait_for_requests, edge);
-    else if (edge->parent->file == edge)
-        edge->parent->file = NULL;
-    else if (edge->parent->backing == edge)
-        edge->parent->backing = NULL;
-    edge_disconnect(edge);
-}
-
-int edge_set_permissions(Edge *edge, unsigned perm, unsigned shared, Error *err)
-{
-    return permission_set(edge, perm, shared, err);
-}
-
-Node *edge_node(const Edge *edge)
-{
-    return edge->node;
 }
 
 /* ---- Closing ---- */
@@ -416,7 +296,7 @@ int node_add(const BlockdevOptions *options, Error *err)
     return r;
 }
 
-static bool has_root_edge(const Node *node)
+bool node_has_root_edge(const Node *node)
 {
     LIST_FOREACH (link, &node->private->parents)
         if (!LIST_ENTRY(link, Edge, node_link)->parent)
@@ -439,7 +319,7 @@ int node_del(const char *name, Error *err)
 
     if (!node)
         return err_set(err, -ENOENT, "Failed to find node with node-name='%s'", name);
-    if (has_root_edge(node))
+    if (node_has_root_edge(node))
         return err_set(err, -EBUSY, "Node %s is in use", name);
     backing_user = find_backing_user(node);
     if (backing_user)
@@ -469,7 +349,9 @@ static void adopt(Node *node, Node *child, const char *name, unsigned roles, Edg
 
     edge->parent = node;
     edge->roles = roles;
+    graph_change_begin();
     edge_attach(edge, child);
+    graph_change_end();
     if (roles & EDGE_PRIMARY)
         node->file = edge;
     if (roles & EDGE_COW)
@@ -570,100 +452,4 @@ int node_apply_auto_read_only(Node *node, const char *reason, Error *err)
         return err_set(err, -EACCES, "%s", reason);
     node->read_only = true;
     return 0;
-}
-
-/* ---- Home loops ---- */
-
-static void move_tree(Node *node, Loop *home)
-{
-    if (node->home == home)
-        return;
-    node->home = home;
-    LIST_FOREACH (link, &node->private->children)
-        move_tree(LIST_ENTRY(link, Edge, parent_link)->node, home);
-    LIST_FOREACH (link, &node->private->parents) {
-        Edge *edge = LIST_ENTRY(link, Edge, node_link);
-
-        if (edge->parent)
-            move_tree(edge->parent, home);
-    }
-}
-
-/* Everything that must come along hangs together: if another user has already moved it elsewhere, it stays
- * there. */
-static bool is_pinned_elsewhere(Node *node, Loop *main_loop)
-{
-    return node->home != main_loop && has_root_edge(node);
-}
-
-/* Draining the leaves reaches every user of any part of the tree. */
-static void drain_tree(Node *node)
-{
-    node_drain_begin(node);
-    LIST_FOREACH (link, &node->private->children)
-        drain_tree(LIST_ENTRY(link, Edge, parent_link)->node);
-}
-
-static void undrain_tree(Node *node, Loop *old_home)
-{
-    drain_end_on(old_home, node);
-    LIST_FOREACH (link, &node->private->children)
-        undrain_tree(LIST_ENTRY(link, Edge, parent_link)->node, old_home);
-}
-
-int node_set_home(Node *node, Loop *home, Error *err)
-{
-    Loop *old_home = node->home;
-
-    if (old_home == home)
-        return 0;
-    if (is_pinned_elsewhere(node, loop_current()))
-        return err_set(err, -EBUSY, "Cannot change iothread of active block backend");
-    trace_node_set_home(node->name, loop_name(home));
-    drain_tree(node);
-    move_tree(node, home);
-    undrain_tree(node, old_home);
-    return 0;
-}
-
-/* ---- Resizing ---- */
-
-typedef struct ResizeCall {
-    Edge *edge;
-    uint64_t size;
-    bool exact;
-    Preallocation prealloc;
-    unsigned flags;
-    Error *err;
-} ResizeCall;
-
-static int resize_on_home(void *arg)
-{
-    const ResizeCall *c = arg;
-    Node *node = c->edge->node;
-
-    return node->driver->resize(node, c->size, c->exact, c->prealloc, c->flags, c->err);
-}
-
-int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
-{
-    ResizeCall call = {
-        .edge = edge, .size = size, .exact = exact, .prealloc = prealloc, .flags = flags, .err = err};
-    Node *node = edge->node;
-    uint64_t old_size = node->size;
-    int r;
-
-    if (!(edge->perm & PERM_RESIZE))
-        return err_set(err, -EPERM, "Permission 'resize' missing on node '%s'", node->name);
-    if (node->read_only)
-        return err_set(err, -EACCES, "Image is read-only");
-    if (size > LIMIT_NODE_BYTES)
-        return err_set(err, -EFBIG, "Required too big image size, it must be not greater than %" PRIu64,
-            LIMIT_NODE_BYTES);
-    if (!node->driver->resize)
-        return err_set(err, -ENOTSUP, "Image format driver does not support resize");
-    r = loop_call(node->home, resize_on_home, &call);
-    if (r == 0 && node->size != old_size)
-        node_size_changed(node);
-    return r;
 }

@@ -4,13 +4,13 @@
 #include "chardev/options.h"
 
 #include "base/log.h"
+#include "base/id.h"
 #include "base/mem.h"
 #include "chardev/chardev.h"
 #include "generated/types.h"
 #include "schema/keyval.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -230,13 +230,6 @@ static bool next_part(const char **text, StrBuf *part)
     return true;
 }
 
-static bool is_identifier(const char *text)
-{
-    if (!isalpha((unsigned char)*text))
-        return false;
-    return text[strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")] == '\0';
-}
-
 /* The first id counts, and a bad one is reported before anything else. */
 static int find_id(ChardevOptions *options, const char *text, Error *err)
 {
@@ -246,7 +239,7 @@ static int find_id(ChardevOptions *options, const char *text, Error *err)
         if (str_starts(part.text, "id="))
             options->id = str_dup(part.text + strlen("id="));
     }
-    if (options->id && !is_identifier(options->id)) {
+    if (options->id && !id_is_valid(options->id)) {
         err_set(err, -EINVAL, "Parameter 'id' expects an identifier");
         err_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.");
         return -EINVAL;

@@ -5,6 +5,7 @@
  */
 #include "exports/export.h"
 
+#include "base/id.h"
 #include "base/mem.h"
 #include "generated/events.h"
 #include "generated/trace.h"
@@ -12,7 +13,6 @@
 #include "loop/iothread.h"
 #include "schema/object.h"
 
-#include <ctype.h>
 #include <string.h>
 
 static List exports = LIST_INIT(exports);
@@ -76,17 +76,6 @@ Export *export_next(Export *export)
 Loop *export_home(const Export *export)
 {
     return node_home(edge_node(export->edge));
-}
-
-/* The rule for ids everywhere: a letter, then letters, digits, '-', '.', '_'. */
-static bool id_is_valid(const char *id)
-{
-    if (!isalpha((unsigned char)*id))
-        return false;
-    while (*++id)
-        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
-            return false;
-    return true;
 }
 
 /*

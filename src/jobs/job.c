@@ -4,6 +4,7 @@
 #include "jobs/job.h"
 
 #include "base/list.h"
+#include "base/id.h"
 #include "base/mem.h"
 #include "generated/events.h"
 #include "generated/trace.h"
@@ -87,20 +88,11 @@ void job_set_status(Job *job, JobStatus status)
     event_job_status_change(&(JobStatusChangeEvent){.id = job->id, .status = status});
 }
 
-/* ---- Life ---- */
-
-static bool id_is_well_formed(const char *id)
-{
-    if (!((id[0] >= 'a' && id[0] <= 'z') || (id[0] >= 'A' && id[0] <= 'Z')))
-        return false;
-    return !id[strspn(id, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._")];
-}
-
 int job_new(const JobKind *kind, const char *id, unsigned flags, void *opaque, Job **ret_job, Error *err)
 {
     Job *job;
 
-    if (!id_is_well_formed(id))
+    if (!id_is_valid(id))
         return err_set(err, -EINVAL, "Invalid job ID '%s'", id);
     if (job_find(id))
         return err_set(err, -EEXIST, "Job ID '%s' already in use", id);

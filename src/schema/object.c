@@ -2,11 +2,11 @@
 /* The user-creatable objects. References are counted; the list holds one until object-del. */
 #include "schema/object.h"
 
+#include "base/id.h"
 #include "base/list.h"
 #include "generated/types.h"
 
 #include <assert.h>
-#include <ctype.h>
 #include <string.h>
 
 struct Object {
@@ -19,17 +19,6 @@ struct Object {
 
 static List objects = LIST_INIT(objects);
 
-/* Identifiers of users: a letter, then letters, digits and -._ */
-static bool is_identifier(const char *id)
-{
-    if (!isalpha((unsigned char)*id))
-        return false;
-    while (*++id)
-        if (!isalnum((unsigned char)*id) && !strchr("-._", *id))
-            return false;
-    return true;
-}
-
 static bool kind_exists(const ObjectKind *kind)
 {
     LIST_FOREACH (link, &objects)
@@ -40,7 +29,7 @@ static bool kind_exists(const ObjectKind *kind)
 
 static int check_id(const char *id, Error *err)
 {
-    if (!is_identifier(id)) {
+    if (!id_is_valid(id)) {
         err_set(err, -EINVAL, "Parameter 'id' expects an identifier");
         err_hint(err, "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.");
         return err->code;
