@@ -4,7 +4,7 @@
 set -eu
 
 build='meson ninja-build gcc pkg-config python3 liburing-dev libdeflate-dev libzstd-dev libgnutls28-dev libcmocka-dev systemtap-sdt-dev'
-run='libnbd-bin qemu-utils e2fsprogs socat'
+run='file libnbd-bin qemu-utils e2fsprogs socat'
 check='clang libclang-rt-14-dev llvm-14 python3-pytest python3-pytest-xdist python3-libnbd libnbd-bin fio qemu-utils qemu-system-common
        qemu-block-extra e2fsprogs mount'
 

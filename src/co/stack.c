@@ -22,7 +22,7 @@
  * Only touched pages cost memory, so there is room for the deepest recursion: opening and reading a chain of
  * LIMIT_CHAIN_DEPTH backing files. Sanitized code uses far more stack.
  */
-#define STACK_BYTES (CO_ASAN || CO_TSAN ? 8 * MIB : 1 * MIB)
+#define STACK_BYTES (CO_ASAN || CO_TSAN ? 4 * MIB : 1 * MIB)
 
 Co *co_stack_new(void (*entry)(Co *co))
 {
