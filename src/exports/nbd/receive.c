@@ -257,10 +257,26 @@ static void throttle(Transmission *t, size_t cost)
     }
 }
 
+/*
+ * Lets the reads started so far run, and the replies of those that are done leave, before more are started:
+ * what was just copied into their buffers is still in the cache then.
+ */
+static void let_others_run(Transmission *t, size_t bytes)
+{
+    t->started_bytes += bytes;
+    if (t->started_bytes < TURN_BYTES)
+        return;
+    t->started_bytes = 0;
+    co_yield (); /* the requests */
+    co_yield (); /* the sender */
+}
+
 /* Receives what follows the header of a request that is not too long, then starts or refuses it. */
 static int receive_body(Transmission *t, Request *request)
 {
     uint64_t payload = nbd_request_payload_bytes(&request->wire, t->rules.mode);
+    size_t reads =
+        request->wire.type == NBD_CMD_READ ? request->cost : 0; /* it may be gone once it was started */
     char text[NBD_ERROR_TEXT_BYTES];
     uint32_t error;
     int r = 1;
@@ -282,6 +298,7 @@ static int receive_body(Transmission *t, Request *request)
         request_refuse(request, error, text);
     else
         request_start(request);
+    let_others_run(t, reads);
     return 1;
 }
 

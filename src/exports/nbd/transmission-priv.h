@@ -17,6 +17,8 @@
 #define RX_BYTES ((size_t)256 * 1024)
 /* From this size on a payload that has not arrived yet gets a buffer of its own. */
 #define LARGE_PAYLOAD_BYTES ((size_t)128 * 1024)
+/* Reads that are started in one go. */
+#define TURN_BYTES ((size_t)256 * 1024)
 /* Most iovecs in one call. */
 #define SEND_IOVS 512
 
@@ -38,6 +40,7 @@ typedef struct Transmission {
     bool broken;   /* replies cannot be sent any more */
     bool ending;   /* no reply will be queued any more */
 
+    size_t started_bytes; /* of reads, since others last ran */
     RxBuffer *rx;
     size_t rx_at; /* first byte that is not consumed */
     RxBuffer *idle_rx;
