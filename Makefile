@@ -42,4 +42,4 @@ fuzz:
 	@python3 tools/fuzz.py $(BUILD)-fuzz --seconds $$(($(MINUTES) * 60))
 
 clean:
-	@rm -rf $(BUILD) $(BUILD)-sanitize $(BUILD)-fuzz
+	@rm -rf $(BUILD) $(BUILD)-sanitize $(BUILD)-threads $(BUILD)-fuzz

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`make check`: builds, runs every test there is, and ends with the line `N passed, N failed, N skipped`.
 
-The steps: unit tests; system tests; unit tests and a part of the system tests with AddressSanitizer and UBSan; a short run
-of every fuzz target over its corpus. A step that cannot be built counts as one failed test, so that the rest still runs.
+The steps: unit tests; system tests; unit tests and a part of the system tests with AddressSanitizer and UBSan; what runs
+on several threads, built by clang with ThreadSanitizer; a short run of every fuzz target over its corpus. A step that cannot be built counts as one failed test, so that the rest still runs.
 """
 
 import json
@@ -20,6 +20,10 @@ SANITIZERS = {
     'ASAN_OPTIONS': 'detect_stack_use_after_return=0:detect_leaks=1:exitcode=99',
     'UBSAN_OPTIONS': 'print_stacktrace=1:halt_on_error=1:exitcode=99',
 }
+# What runs on several threads.
+THREADED_UNIT_TESTS = ['co', 'loop', 'block', 'net', 'chardev']
+THREADED_SYSTEM_TESTS = 'test_iothread.py'
+THREAD_SANITIZER = {'TSAN_OPTIONS': 'exitcode=99'}
 
 
 class Totals:
@@ -69,12 +73,12 @@ def build(totals, directory, *options, environment=None):
     return done.returncode == 0
 
 
-def unit_tests(totals, directory, environment=None):
+def unit_tests(totals, directory, environment=None, names=()):
     say(f'unit tests of {directory.name}')
     log = directory / 'meson-logs' / 'testlog.json'
     log.unlink(missing_ok=True)
     subprocess.run(
-        ['meson', 'test', '-C', directory, '--suite', 'unit', '--no-rebuild', '--print-errorlogs', '--quiet'],
+        ['meson', 'test', '-C', directory, '--suite', 'unit', '--no-rebuild', '--print-errorlogs', '--quiet', *names],
         env=dict(os.environ, **(environment or {})),
         check=False,
     )
@@ -156,6 +160,11 @@ def main():
     ):
         unit_tests(totals, sanitize, SANITIZERS)
         system_tests(totals, sanitize, 'sanitize', '-m', 'sanitize', environment=SANITIZERS)
+    threads = directory.with_name(directory.name + '-threads')
+    options = ('-Db_sanitize=thread', '-Db_lundef=false', '-Doptimization=1', '-Ddebug=true')
+    if build(totals, threads, *options, environment={'CC': 'clang'}):
+        unit_tests(totals, threads, THREAD_SANITIZER, THREADED_UNIT_TESTS)
+        system_tests(totals, threads, 'threads', THREADED_SYSTEM_TESTS, environment=THREAD_SANITIZER)
     fuzz_smoke(totals, directory.with_name(directory.name + '-fuzz'))
     return totals.report()
 
