@@ -424,3 +424,67 @@ def test_long_backing_chain_works(image, daemon, tmp):
     assert handle.pread(4096, 0) == b'\1' * 4096
     assert handle.pread(4096, 3 << 20) == b'\2' * 4096
     handle.shutdown()
+
+
+def test_refcount_table_that_names_one_block_for_all(image, daemon):
+    """Such a table has no end of free clusters that are all the same ones: writing is refused, the rest works."""
+    nbd = libnbd()
+    table = read_at(image, 48, '>Q')
+    block = read_at(image, table, '>Q')
+    patch(image, table, struct.pack('>Q', block) * (65536 // 8))
+    served = daemon(
+        '--blockdev',
+        f'qcow2,node-name=q,file.driver=file,file.filename={image}',
+        '--export',
+        'nbd,id=e,node-name=q,writable=on',
+        nbd=True,
+    )
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('q'))
+    assert handle.pread(65536, 0) == b'\1' * 65536
+    with pytest.raises(nbd.Error) as refused:
+        handle.pwrite(b'x' * 65536, 2 << 20)
+    assert refused.value.errno == 'EIO'
+    assert served.qmp.wait_event('BLOCK_IMAGE_CORRUPTED')['data']['fatal'] is True
+    handle.shutdown()
+    served.stop()
+    assert served.stderr().count('corrupt:') == 1
+    reader = daemon(
+        '--blockdev',
+        f'qcow2,node-name=q,read-only=on,file.driver=file,file.filename={image},file.read-only=on',
+        '--export',
+        'nbd,id=e,node-name=q',
+        nbd=True,
+    )
+    handle = nbd.NBD()
+    handle.connect_uri(reader.uri('q'))
+    assert handle.pread(65536, 3 << 20) == b'\2' * 65536
+    handle.shutdown()
+    reader.stop()
+
+
+def test_one_report_of_corruption(image, daemon):
+    """Standard error has one line about it, in the words that those who watch for it look for."""
+    nbd = libnbd()
+    l1 = read_at(image, 40, '>Q')
+    l2 = read_at(image, l1, '>Q') & 0x00FFFFFFFFFFFE00
+    patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))
+    served = daemon(
+        '--blockdev',
+        f'qcow2,node-name=q,file.driver=file,file.filename={image}',
+        '--export',
+        'nbd,id=e,node-name=q,writable=on',
+        nbd=True,
+    )
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('q'))
+    for _ in range(2):
+        with pytest.raises(nbd.Error):
+            handle.pwrite(b'x' * 512, 20 * 65536)
+    handle.shutdown()
+    served.stop()
+    lines = [line for line in served.stderr().splitlines() if 'corrupt' in line]
+    assert lines == [
+        'qcow2: Marking image as corrupt: Preventing invalid write on metadata (overlaps with active L1 table); '
+        'further corruption events will be suppressed'
+    ]

@@ -2,7 +2,6 @@
 /* The QMP commands that change the graph, and the event about damaged images. */
 #include "block/block-priv.h"
 
-#include "base/log.h"
 #include "generated/commands.h"
 #include "generated/events.h"
 
@@ -42,8 +41,6 @@ void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size
         .fatal = fatal,
     };
 
-    log_error("node '%s': image is corrupt: %s%s", node->name, message,
-        fatal ? "; the node can no longer be used" : "");
     node->private->corrupt |= fatal;
     loop_call(main_loop, send_corruption, &event);
 }

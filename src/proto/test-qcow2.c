@@ -36,6 +36,29 @@ static void assert_refused(const Qcow2Header *header, const char *text)
     assert_string_equal(err.message, text);
 }
 
+/* Field by field: what is between the fields is undefined. */
+static void assert_same_header(const Qcow2Header *a, const Qcow2Header *b)
+{
+    assert_int_equal(a->version, b->version);
+    assert_int_equal(a->backing_offset, b->backing_offset);
+    assert_int_equal(a->backing_bytes, b->backing_bytes);
+    assert_int_equal(a->cluster_bits, b->cluster_bits);
+    assert_int_equal(a->size, b->size);
+    assert_int_equal(a->crypt_method, b->crypt_method);
+    assert_int_equal(a->l1_entries, b->l1_entries);
+    assert_int_equal(a->l1_offset, b->l1_offset);
+    assert_int_equal(a->rt_offset, b->rt_offset);
+    assert_int_equal(a->rt_clusters, b->rt_clusters);
+    assert_int_equal(a->snapshots, b->snapshots);
+    assert_int_equal(a->snapshots_offset, b->snapshots_offset);
+    assert_int_equal(a->incompatible, b->incompatible);
+    assert_int_equal(a->compatible, b->compatible);
+    assert_int_equal(a->autoclear, b->autoclear);
+    assert_int_equal(a->refcount_order, b->refcount_order);
+    assert_int_equal(a->header_bytes, b->header_bytes);
+    assert_int_equal(a->compression_type, b->compression_type);
+}
+
 static void test_header_round_trip(void **state)
 {
     AUTO_ERROR Error err = ERROR_INIT;
@@ -48,7 +71,7 @@ static void test_header_round_trip(void **state)
     header.header_bytes = QCOW2_HEADER_BYTES;
     assert_int_equal(qcow2_header_encode(&header, bytes), QCOW2_HEADER_BYTES);
     assert_int_equal(qcow2_header_decode(bytes, sizeof(bytes), &decoded, &err), 0);
-    assert_memory_equal(&header, &decoded, sizeof(header));
+    assert_same_header(&header, &decoded);
     assert_int_equal(qcow2_header_check(&decoded, &err), 0);
 }
 

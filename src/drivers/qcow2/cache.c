@@ -4,7 +4,7 @@
  * replacement; memory is taken as slices come in. See qcow2-priv.h for the rules of use.
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -123,31 +123,26 @@ static int make_room(Cache *c)
     return 0;
 }
 
-static int entry_load(Cache *c, CacheEntry *entry, uint64_t offset, bool known_zero)
+static int entry_load(Cache *c, CacheEntry *entry, uint64_t offset)
 {
-    size_t slice = (size_t)1 << c->slice_bits;
-    int r = 0;
+    int r;
 
     if (!entry->table)
         entry->table = buffer_acquire(c);
     if (!entry->table)
         return -ENOMEM;
     entry_insert(c, entry, offset);
-    if (known_zero) {
-        memset(entry->table, 0, slice);
-    } else {
-        entry->loading = true;
-        r = child_pread(c->q->file, offset, entry->table, slice);
-        entry->loading = false;
-        co_cond_broadcast(&entry->loaded);
-        co_cond_broadcast(&c->room);
-    }
+    entry->loading = true;
+    r = child_pread(c->q->file, offset, entry->table, (size_t)1 << c->slice_bits);
+    entry->loading = false;
+    co_cond_broadcast(&entry->loaded);
+    co_cond_broadcast(&c->room);
     if (r < 0)
         entry_remove(c, entry);
     return r;
 }
 
-int cache_get_slow(Cache *c, uint64_t offset, bool known_zero, CacheEntry **ret_entry)
+int cache_get_slow(Cache *c, uint64_t offset, CacheEntry **ret_entry)
 {
     for (;;) {
         CacheEntry *entry = cache_find(c, offset);
@@ -169,7 +164,7 @@ int cache_get_slow(Cache *c, uint64_t offset, bool known_zero, CacheEntry **ret_
                 return r;
             continue;
         }
-        r = entry_load(c, entry, offset, known_zero);
+        r = entry_load(c, entry, offset);
         if (r < 0)
             return r;
         entry->used = true;

@@ -4,7 +4,7 @@
  * clusters are kept, so that small sequential reads decompress each cluster once.
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 #include <libdeflate.h>
 #include <zstd.h>

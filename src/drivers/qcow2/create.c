@@ -8,8 +8,8 @@
  * The header goes last, so that a failed attempt does not look like an image.
  */
 #include "base/mem.h"
+#include "drivers/qcow2/qcow2-priv.h"
 #include "generated/types.h"
-#include "qcow2-priv.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -318,21 +318,28 @@ static char *describe_creation(void *opaque)
 
 static const EdgeUser creation_user = {.describe = describe_creation};
 
+/* A name is looked up before anything else is judged, a definition is opened when all the rest is sound. */
+static int check_ref(const BlockdevRef *ref, Error *err)
+{
+    if (ref->type != BLOCKDEV_REF_KIND_REFERENCE || node_find(ref->u.reference))
+        return 0;
+    return err_set(
+        err, -ENOENT, "Cannot find device='%s' nor node-name='%s'", ref->u.reference, ref->u.reference);
+}
+
 static int open_ref(const BlockdevRef *ref, Edge **ret_edge, Error *err)
 {
     Node *node;
-    int r;
+    int r = check_ref(ref, err);
 
-    if (ref->type == BLOCKDEV_REF_KIND_REFERENCE) {
+    if (r < 0)
+        return r;
+    if (ref->type == BLOCKDEV_REF_KIND_REFERENCE)
         node = node_find(ref->u.reference);
-        if (!node)
-            return err_set(err, -ENOENT, "Cannot find device='%s' nor node-name='%s'", ref->u.reference,
-                ref->u.reference);
-    } else {
+    else
         r = node_open(ref->u.definition, &node, err);
-        if (r < 0)
-            return r;
-    }
+    if (r < 0)
+        return r;
     return edge_open(
         node, &creation_user, NULL, PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE, PERM_ALL, ret_edge, err);
 }
@@ -394,8 +401,10 @@ int image_create(const BlockdevCreateOptions *options, Error *err)
     const BlockdevCreateOptionsQcow2 *o = &options->u.qcow2;
     CLEANUP(edge_close_ptr) Edge *file = NULL;
     Layout layout = {0};
-    int r = check_options(o, err);
+    int r = check_ref(o->file, err);
 
+    if (r == 0)
+        r = check_options(o, err);
     if (r == 0)
         r = make_layout(o, &layout, err);
     if (r == 0)

@@ -4,7 +4,7 @@
  * one reference each; several ranges may name the same cluster (compressed data).
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 static void list_push(FreeList *list, FreeRange range)
 {
@@ -113,7 +113,7 @@ static int decrement(Qcow2 *q, uint64_t cluster)
 
 /* Takes one reference from each cluster of a range; those whose last one it is and that want a discard go to
  * *last instead, still referenced. */
-static int drop_range(Qcow2 *q, FreeRange range, FreeList *last)
+static int drop_range(Qcow2 *q, FreeRange range, FreeList *last, uint64_t *steps)
 {
     for (uint64_t at = range.offset; at < range.offset + range.bytes; at += q->cluster_size) {
         uint64_t count = 0;
@@ -125,17 +125,19 @@ static int drop_range(Qcow2 *q, FreeRange range, FreeList *last)
             r = decrement(q, at >> q->cluster_bits);
         if (r < 0 && r != -ERANGE)
             return r; /* the rest is leaked, which is safe */
+        refcount_breathe(steps, 8);
     }
     return 0;
 }
 
 static int drop_all(Qcow2 *q, FreeList *list, FreeList *last)
 {
+    uint64_t steps = 0;
     int result = 0;
 
     co_mutex_lock_shielded(&q->refcount_lock);
     for (size_t i = 0; i < list->count; i++) {
-        int r = drop_range(q, list->items[i], last);
+        int r = drop_range(q, list->items[i], last, &steps);
 
         result = result < 0 ? result : r;
     }

@@ -4,7 +4,7 @@
  * over a graph in memory. The last byte of the input chooses between reading only and writing, the one before
  * it seeds the requests. Run it with -close_fd_mask=2: corruption is reported on standard error each time.
  */
-#include "test-graph.h"
+#include "drivers/qcow2/test-graph.h"
 
 #include <stdlib.h>
 

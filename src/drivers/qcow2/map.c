@@ -4,7 +4,7 @@
  * here, when it is looked up, and never trusted again after a wait.
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 #include <stdio.h>
 

@@ -2,7 +2,7 @@
 /* A hash set of host clusters that hold metadata, with what they hold. Open addressing; removal leaves the
  * cluster in its slot without kinds, growing drops such slots. */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 #define KIND_BITS 8
 

@@ -4,8 +4,8 @@
  * tables, caches. Memory taken at open is bounded by the limits on tables there.
  */
 #include "base/mem.h"
+#include "drivers/qcow2/qcow2-priv.h"
 #include "generated/types.h"
-#include "qcow2-priv.h"
 
 #define DEFAULT_L2_CACHE_BYTES (32 * MIB)
 #define DEFAULT_SLICE_BYTES (4 * KIB)
@@ -220,6 +220,25 @@ static unsigned overlap_kinds(const Qcow2OverlapChecks *checks)
     return with_flag(kinds, f->has_snapshot_table, f->snapshot_table, META_SNAPSHOTS);
 }
 
+/* The sizes are integers on the wire, but no negative number is one. */
+static int check_sizes(const BlockdevOptionsQcow2 *o, Error *err)
+{
+    const struct {
+        const char *name;
+        bool given;
+        int64_t value;
+    } sizes[] = {{"cache-size", o->has_cache_size, o->cache_size},
+        {"l2-cache-size", o->has_l2_cache_size, o->l2_cache_size},
+        {"l2-cache-entry-size", o->has_l2_cache_entry_size, o->l2_cache_entry_size},
+        {"refcount-cache-size", o->has_refcount_cache_size, o->refcount_cache_size}};
+
+    for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
+        if (sizes[i].given && sizes[i].value < 0)
+            return err_set(err, -EINVAL, "Value '%" PRId64 "' is out of range for parameter '%s'",
+                sizes[i].value, sizes[i].name);
+    return 0;
+}
+
 static int read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
 {
     uint64_t interval =
@@ -240,7 +259,7 @@ static int read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     q->pass_discard_request = o->has_pass_discard_request ? o->pass_discard_request : q->node->discard_unmap;
     q->pass_discard_other = o->has_pass_discard_other && o->pass_discard_other;
     q->overlap_check = overlap_kinds(o->overlap_check);
-    return 0;
+    return check_sizes(o, err);
 }
 
 static int init_caches(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
@@ -333,9 +352,21 @@ static int protect_blocks(Qcow2 *q)
 int image_load_reftable(Qcow2 *q)
 {
     const Qcow2Header *h = &q->header;
+    uint64_t entries = (uint64_t)h->rt_clusters << h->cluster_bits >> 3, *table;
+    int r;
 
-    q->rt_entries = (uint32_t)((uint64_t)h->rt_clusters << h->cluster_bits >> 3);
-    return q->rt ? 0 : load_table(q, q->rt_offset, q->rt_entries, &q->rt);
+    if (q->rt)
+        return 0;
+    r = load_table(q, q->rt_offset, entries, &table);
+    if (r < 0)
+        return r;
+    if (q->rt) { /* another request has loaded it meanwhile */
+        free(table);
+        return 0;
+    }
+    q->rt = table;
+    q->rt_entries = (uint32_t)entries;
+    return 0;
 }
 
 int image_prepare_writes(Qcow2 *q, Error *err)
@@ -393,20 +424,21 @@ static int open_backing(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
 
     if (o->backing && o->backing->type == BLOCKDEV_REF_OR_NULL_KIND_NULL)
         return 0;
-    if (o->backing && o->backing->type == BLOCKDEV_REF_OR_NULL_KIND_REFERENCE) {
-        ref = (BlockdevRef){.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = o->backing->u.reference};
-        return node_open_child(node, "backing", &ref, EDGE_COW, NULL, err);
-    }
     if (o->backing) {
-        ref = (BlockdevRef){.type = BLOCKDEV_REF_KIND_DEFINITION, .u.definition = o->backing->u.definition};
-        return node_open_child(node, "backing", &ref, EDGE_COW, NULL, err);
+        if (o->backing->type == BLOCKDEV_REF_OR_NULL_KIND_REFERENCE)
+            ref = (BlockdevRef){.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = o->backing->u.reference};
+        else
+            ref =
+                (BlockdevRef){.type = BLOCKDEV_REF_KIND_DEFINITION, .u.definition = o->backing->u.definition};
+        r = node_open_child(node, "backing", &ref, EDGE_COW, NULL, err);
+    } else {
+        if (!node->backing_filename || !node->backing_filename[0])
+            return 0;
+        path = node_resolve_path(node, node->backing_filename, err);
+        if (!path)
+            return -EINVAL;
+        r = node_open_child_file(node, "backing", path, node->backing_format, EDGE_COW, NULL, err);
     }
-    if (!node->backing_filename || !node->backing_filename[0])
-        return 0;
-    path = node_resolve_path(node, node->backing_filename, err);
-    if (!path)
-        return -EINVAL;
-    r = node_open_child_file(node, "backing", path, node->backing_format, EDGE_COW, NULL, err);
     return r < 0 ? err_prefix(err, r, "Could not open backing file") : 0;
 }
 

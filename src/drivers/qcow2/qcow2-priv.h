@@ -82,7 +82,7 @@ int cache_init(
     Cache *c, Qcow2 *q, unsigned slice_bits, uint64_t max_bytes, int (*make_room)(Qcow2 *)) MUST_CHECK;
 void cache_done(Cache *c);
 /* The slice at offset, read if need be; valid until the next wait. */
-int cache_get_slow(Cache *c, uint64_t offset, bool known_zero, CacheEntry **ret_entry) MUST_CHECK;
+int cache_get_slow(Cache *c, uint64_t offset, CacheEntry **ret_entry) MUST_CHECK;
 /* Must be called before each change of a slice; returns the table to change and marks it dirty. Does not
  * wait. */
 uint8_t *cache_modify(Cache *c, CacheEntry *entry);
@@ -117,7 +117,7 @@ MUST_CHECK static inline int cache_get(Cache *c, uint64_t offset, CacheEntry **r
     CacheEntry *entry = cache_find(c, offset);
 
     if (UNLIKELY(!entry || entry->loading))
-        return cache_get_slow(c, offset, false, ret_entry);
+        return cache_get_slow(c, offset, ret_entry);
     entry->used = true;
     *ret_entry = entry;
     return 0;
@@ -223,6 +223,7 @@ struct Qcow2 {
     uint32_t rt_entries;
     uint64_t rt_offset;
     uint64_t rt_twice;     /* a block that the table names more than once, which no sound image has; or 0 */
+    bool rt_unsure;        /* a change of the table or of its place failed: the file may hold either state */
     uint64_t free_hint;    /* every cluster with a lower index is in use */
     uint64_t fresh_offset; /* nothing at or beyond was ever written */
 
@@ -316,6 +317,9 @@ typedef struct ClusterRun {
 
 /* Up to want contiguous clusters, refcount 1. */
 int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run) MUST_CHECK;
+/* To be called for every step of a search through cached refcounts, which may not wait for anything: lets
+ * others run now and then. */
+void refcount_breathe(uint64_t *steps, uint64_t worth);
 /* Exactly count contiguous clusters. */
 int refcount_alloc_exact(Qcow2 *q, uint64_t count, uint64_t *ret_offset) MUST_CHECK;
 /* Adds delta to the refcount of one cluster. Hold refcount_lock. */

@@ -3,8 +3,8 @@
  * qcow2-priv.h. */
 #include "base/log.h"
 #include "base/mem.h"
+#include "drivers/qcow2/qcow2-priv.h"
 #include "generated/types.h"
-#include "qcow2-priv.h"
 
 #include <stdio.h>
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The read path. */
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 /* Reads from the backing file; what it does not reach reads as zeroes. */
 static int read_backing(Qcow2 *q, uint64_t offset, IoSlice dst)

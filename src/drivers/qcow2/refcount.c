@@ -3,7 +3,7 @@
  * Refcounts and allocation. Refcounts change in the cache only; when they reach the disk is the business of
  * sync.c. A cluster whose refcount block does not exist has refcount zero.
  */
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 /* Descriptors have room for 56 bits of host offset. */
 static uint64_t max_clusters(const Qcow2 *q)
@@ -12,6 +12,22 @@ static uint64_t max_clusters(const Qcow2 *q)
 }
 
 /* ---- Access ---- */
+
+/* Refcounts that are looked at between two turns of the others: well under a millisecond. */
+#define BREATH_REFCOUNTS 65536
+/* Searching a slice as a whole takes as long as looking at so many refcounts one by one. */
+#define SLICE_STEPS 512
+
+void refcount_breathe(uint64_t *steps, uint64_t worth)
+{
+    *steps += worth;
+    if (LIKELY(*steps < BREATH_REFCOUNTS))
+        return;
+    *steps = 0;
+    co_shield_begin();
+    (void)!co_yield ();
+    co_shield_end();
+}
 
 static int check_block(Qcow2 *q, uint64_t table_index, uint64_t block)
 {
@@ -115,7 +131,7 @@ static int check_table(Qcow2 *q)
 
 static int alloc_locked(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
 {
-    uint64_t cluster = q->free_hint;
+    uint64_t cluster = q->free_hint, steps = 0;
     int64_t count;
     int r;
 
@@ -128,6 +144,7 @@ static int alloc_locked(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
         count = take_from_slice(q, &cluster, want);
         if (count < 0)
             return (int)count;
+        refcount_breathe(&steps, SLICE_STEPS);
     } while (count == 0);
     *ret_run = (ClusterRun){.offset = cluster << q->cluster_bits, .count = (uint64_t)count};
     r = write_overlap_check(q, ret_run->offset, ret_run->count << q->cluster_bits, 0);
@@ -151,7 +168,7 @@ int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
 }
 
 /* Clusters from start on that are free, at most count. */
-static int count_free(Qcow2 *q, uint64_t start, uint64_t count, uint64_t *ret_free)
+static int count_free(Qcow2 *q, uint64_t start, uint64_t count, uint64_t *steps, uint64_t *ret_free)
 {
     for (uint64_t i = 0; i < count; i++) {
         uint64_t refs;
@@ -163,6 +180,7 @@ static int count_free(Qcow2 *q, uint64_t start, uint64_t count, uint64_t *ret_fr
             *ret_free = i;
             return 0;
         }
+        refcount_breathe(steps, 1);
     }
     *ret_free = count;
     return 0;
@@ -170,7 +188,7 @@ static int count_free(Qcow2 *q, uint64_t start, uint64_t count, uint64_t *ret_fr
 
 static int alloc_exact_locked(Qcow2 *q, uint64_t count, uint64_t *ret_offset)
 {
-    uint64_t start = q->free_hint, got = 0, refs;
+    uint64_t start = q->free_hint, got = 0, steps = 0, refs;
     int r;
 
     r = check_table(q);
@@ -184,7 +202,8 @@ static int alloc_exact_locked(Qcow2 *q, uint64_t count, uint64_t *ret_offset)
     for (;;) {
         if (start + count > max_clusters(q))
             return -EFBIG;
-        r = count_free(q, start, count, &got);
+        refcount_breathe(&steps, 1);
+        r = count_free(q, start, count, &steps, &got);
         if (r < 0)
             return r;
         if (got == count) {
@@ -242,7 +261,9 @@ static int extend_compressed(Qcow2 *q, uint32_t bytes, uint64_t *ret_offset)
             return r;
         if (next_refs)
             return -ENOSPC;
-        r = refcount_add(q, last, 1, &next_refs);
+        r = write_overlap_check(q, last << q->cluster_bits, q->cluster_size, 0);
+        if (r == 0)
+            r = refcount_add(q, last, 1, &next_refs);
         if (r < 0)
             return r;
         if (next_refs != 1) { /* became a refcount block */

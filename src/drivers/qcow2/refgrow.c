@@ -8,7 +8,7 @@
  * points to it.
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 static uint64_t block_cluster(const Qcow2 *q, uint64_t table_index)
 {
@@ -34,6 +34,61 @@ static int write_blocks(
     return r;
 }
 
+static int write_table(Qcow2 *q, const uint64_t *table, uint64_t entries, uint64_t offset)
+{
+    size_t bytes = entries * 8;
+    AUTO_FREE uint8_t *raw = mem_try_aligned(4096, bytes);
+
+    if (!raw)
+        return -ENOMEM;
+    for (uint64_t i = 0; i < entries; i++)
+        put_be64(raw + i * 8, table[i]);
+    return edge_pwrite(q->file, offset, raw, bytes, 0);
+}
+
+/* Writes the place of the table into the header: 12 bytes within a sector, so that the file names either the
+ * old one or the new one. */
+static int write_place(Qcow2 *q, uint64_t offset, uint64_t clusters)
+{
+    uint8_t place[12];
+    int r;
+
+    put_be64(place, offset);
+    put_be32(place + 8, (uint32_t)clusters);
+    r = edge_pwrite(q->file, QCOW2_AT_RT_OFFSET, place, sizeof(place), 0);
+    if (r < 0)
+        q->rt_unsure = true;
+    return r;
+}
+
+static int write_entries(Qcow2 *q, uint64_t first, uint64_t count, const uint8_t *raw)
+{
+    int r = edge_pwrite(q->file, q->rt_offset + first * 8, raw, count * 8, 0);
+
+    if (r < 0)
+        q->rt_unsure = true;
+    return r;
+}
+
+/* After a failure: makes the file say again what memory holds, before anything is built on it. */
+static int settle_table(Qcow2 *q)
+{
+    int r;
+
+    if (LIKELY(!q->rt_unsure))
+        return 0;
+    r = write_table(q, q->rt, q->rt_entries, q->rt_offset);
+    if (r == 0)
+        r = edge_flush(q->file);
+    if (r == 0)
+        r = write_place(q, q->rt_offset, q->header.rt_clusters);
+    if (r == 0)
+        r = edge_flush(q->file);
+    if (r == 0)
+        q->rt_unsure = false;
+    return r;
+}
+
 static int add_block(Qcow2 *q, uint64_t table_index)
 {
     uint64_t cluster = block_cluster(q, table_index), offset = cluster << q->cluster_bits;
@@ -53,7 +108,7 @@ static int add_block(Qcow2 *q, uint64_t table_index)
         r = edge_flush(q->file);
     put_be64(entry, offset);
     if (r == 0)
-        r = edge_pwrite(q->file, q->rt_offset + table_index * 8, entry, sizeof(entry), 0);
+        r = write_entries(q, table_index, 1, entry);
     if (r < 0) {
         metaset_remove(&q->meta, cluster, META_REFBLOCK);
         return r;
@@ -93,32 +148,6 @@ static int plan_table(const Qcow2 *q, uint64_t table_index, TablePlan *ret_plan)
     return 0;
 }
 
-static int write_table(Qcow2 *q, const uint64_t *table, const TablePlan *plan)
-{
-    size_t bytes = plan->entries * 8;
-    AUTO_FREE uint8_t *raw = mem_try_aligned(4096, bytes);
-
-    if (!raw)
-        return -ENOMEM;
-    for (uint64_t i = 0; i < plan->entries; i++)
-        put_be64(raw + i * 8, table[i]);
-    return edge_pwrite(q->file, plan->start << q->cluster_bits, raw, bytes, 0);
-}
-
-/* One write of 12 bytes within a sector changes both place and size. */
-static int switch_table(Qcow2 *q, uint64_t offset, uint64_t clusters)
-{
-    uint8_t place[12];
-    int r;
-
-    put_be64(place, offset);
-    put_be32(place + 8, (uint32_t)clusters);
-    r = edge_flush(q->file);
-    if (r == 0)
-        r = edge_pwrite(q->file, QCOW2_AT_RT_OFFSET, place, sizeof(place), 0);
-    return r < 0 ? r : edge_flush(q->file);
-}
-
 static int protect(Qcow2 *q, const TablePlan *plan)
 {
     int r = 0;
@@ -134,10 +163,21 @@ static void unprotect(Qcow2 *q, uint64_t start, uint64_t clusters)
         metaset_remove(&q->meta, start + i, META_REFTABLE | META_REFBLOCK);
 }
 
+/* The old table may be used for something else once the new place is durable. */
+static void adopt_table(Qcow2 *q, uint64_t *table, const TablePlan *plan)
+{
+    free(q->rt);
+    q->rt = table;
+    free_range(q, FREE_PENDING, q->rt_offset, q->header.rt_clusters * q->cluster_size, false);
+    q->rt_offset = q->header.rt_offset = plan->start << q->cluster_bits;
+    q->rt_entries = (uint32_t)plan->entries;
+    q->header.rt_clusters = (uint32_t)plan->clusters;
+}
+
 static int grow_table(Qcow2 *q, uint64_t table_index)
 {
     AUTO_FREE uint64_t *table = NULL;
-    uint64_t total, offset, old_bytes = q->header.rt_clusters * q->cluster_size;
+    uint64_t total, offset;
     TablePlan plan;
     int r = plan_table(q, table_index, &plan);
 
@@ -160,20 +200,20 @@ static int grow_table(Qcow2 *q, uint64_t table_index)
     r = write_blocks(
         q, q->rt_entries, plan.blocks, offset + (plan.clusters << q->cluster_bits), plan.start, total);
     if (r == 0)
-        r = write_table(q, table, &plan);
+        r = write_table(q, table, plan.entries, offset);
     if (r == 0)
-        r = switch_table(q, offset, plan.clusters);
+        r = edge_flush(q->file);
+    if (r == 0)
+        r = write_place(q, offset, plan.clusters);
     if (r < 0) {
         unprotect(q, plan.start, total); /* the next attempt goes to the same place */
         return r;
     }
-    free(q->rt);
-    q->rt = TAKE(table);
-    free_range(q, FREE_READY, q->rt_offset, old_bytes, false);
-    q->rt_offset = q->header.rt_offset = offset;
-    q->rt_entries = (uint32_t)plan.entries;
-    q->header.rt_clusters = (uint32_t)plan.clusters;
-    return 0;
+    adopt_table(q, TAKE(table), &plan);
+    r = edge_flush(q->file);
+    if (r < 0)
+        q->rt_unsure = true;
+    return r;
 }
 
 /* ---- Large areas ---- */
@@ -198,7 +238,7 @@ static int enter_blocks(Qcow2 *q, uint64_t first, uint64_t blocks, uint64_t at)
         r = metaset_add(&q->meta, (at >> q->cluster_bits) + i, META_REFBLOCK);
     }
     if (r == 0)
-        r = edge_pwrite(q->file, q->rt_offset + first * 8, entries, blocks * 8, 0);
+        r = write_entries(q, first, blocks, entries);
     if (r < 0)
         unprotect(q, at >> q->cluster_bits, blocks);
     for (uint64_t i = 0; r == 0 && i < blocks; i++)
@@ -209,8 +249,10 @@ static int enter_blocks(Qcow2 *q, uint64_t first, uint64_t blocks, uint64_t at)
 int refcount_grow_area(Qcow2 *q, uint64_t count, uint64_t *ret_cluster)
 {
     uint64_t entries = UINT64_C(1) << q->block_rc_bits, blocks = 1, first, start, at;
-    int r;
+    int r = settle_table(q);
 
+    if (r < 0)
+        return r;
     while (blocks * entries < count + blocks)
         blocks++;
     while ((first = first_unused(q)) + blocks > q->rt_entries) {
@@ -233,8 +275,10 @@ int refcount_grow_area(Qcow2 *q, uint64_t count, uint64_t *ret_cluster)
 
 int refcount_grow(Qcow2 *q, uint64_t table_index)
 {
-    int r;
+    int r = settle_table(q);
 
+    if (r < 0)
+        return r;
     if (table_index >= q->rt_entries) {
         r = grow_table(q, table_index);
         if (r < 0)

@@ -8,7 +8,7 @@
  * Images whose clusters are also used by snapshots or bitmaps are left to a check by another program.
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 /* Clusters of the file that can be counted: 1 GiB of counters. */
 #define MAX_COUNTED (UINT64_C(1) << 28)

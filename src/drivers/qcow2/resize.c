@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Changing the size of the disk: a larger L1 table if need be, then the size in the header. */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 /* Writes a table of big-endian entries, padded with zeroes to whole clusters. */
 static int write_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
@@ -109,16 +109,46 @@ static int write_size(Qcow2 *q, uint64_t size)
 
     put_be64(bytes, size);
     r = edge_pwrite(q->file, QCOW2_AT_SIZE, bytes, sizeof(bytes), 0);
-    if (r == 0)
-        r = edge_flush(q->file);
+    return r < 0 ? r : edge_flush(q->file);
+}
+
+/* As switch_or_restore(): a header that may say less than the node would lose what is written beyond. */
+static int switch_size(Qcow2 *q, uint64_t size)
+{
+    int r = write_size(q, size);
+
     if (r == 0)
         q->header.size = size;
+    else if (write_size(q, q->header.size) < 0)
+        q->corrupt = true;
     return r;
+}
+
+/*
+ * What lies behind the old end must not show through where the disk grows: a longer backing file, the rest of
+ * the last cluster from a time when the disk was larger, and in an external data file anything. Durable
+ * before the header names the new size.
+ */
+static int zero_new_area(Qcow2 *q, uint64_t size)
+{
+    uint64_t old = q->node->size, backing = q->node->backing ? node_size(edge_node(q->node->backing)) : 0;
+    uint64_t tail = MIN(size, align_up(old, q->cluster_size)), end = MIN(size, MAX(backing, tail));
+    int r;
+
+    if (end == old)
+        return 0;
+    q->node->size = size;
+    r = zero_by_writing(q, old, tail - old, 0);
+    if (r == 0 && end > tail)
+        r = q->has_zero ? image_write_zeroes(q->node, tail, end - tail, 0)
+                        : zero_by_writing(q, tail, end - tail, 0);
+    q->node->size = old;
+    return r < 0 ? r : sync_flush(q);
 }
 
 static int grow(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
 {
-    uint64_t entries = qcow2_l1_entries_for(&q->header, size), old = q->node->size, backing;
+    uint64_t entries = qcow2_l1_entries_for(&q->header, size);
     int r;
 
     if (prealloc != PREALLOCATION_OFF)
@@ -135,18 +165,8 @@ static int grow(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
         if (r < 0)
             return r;
     }
-    /* A backing file that is longer than the disk was must not show through where the disk grows. */
-    backing = q->node->backing ? node_size(edge_node(q->node->backing)) : 0;
-    if (backing > old) {
-        uint64_t bytes = MIN(size, backing) - old;
-
-        q->node->size = size;
-        r = q->has_zero ? image_write_zeroes(q->node, old, bytes, 0) : zero_by_writing(q, old, bytes, 0);
-        q->node->size = old;
-        if (r < 0)
-            return err_set_errno(err, r, "Failed to zero out the new area");
-    }
-    return 0;
+    r = zero_new_area(q, size);
+    return r < 0 ? err_set_errno(err, r, "Failed to zero out the new area") : 0;
 }
 
 static int shrink(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
@@ -178,7 +198,7 @@ int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, 
     r = size < node->size ? shrink(q, size, prealloc, err) : grow(q, size, prealloc, err);
     if (r < 0)
         return r;
-    r = write_size(q, size);
+    r = switch_size(q, size);
     if (r < 0)
         return err_set_errno(err, r, "Failed to update the image size");
     node->size = size;

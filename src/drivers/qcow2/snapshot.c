@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Internal snapshots: the table is checked so that nothing else depends on its contents; it is not
  * interpreted yet. */
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 #define SNAPSHOT_BYTES 40
 #define MAX_EXTRA_BYTES 1024

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Status of ranges: which layer decides the contents, and where they are. */
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 /* ---- Preallocation ---- */
 
 /* Clusters in use, counted up to a threshold. */
 static int count_used(Qcow2 *q, uint64_t clusters, uint64_t threshold, bool *ret_reached)
 {
-    uint64_t used = 0;
+    uint64_t used = 0, steps = 0;
 
     for (uint64_t i = 0; i < clusters && used < threshold; i++) {
         uint64_t refs;
@@ -16,6 +16,7 @@ static int count_used(Qcow2 *q, uint64_t clusters, uint64_t threshold, bool *ret
         if (r < 0)
             return r;
         used += refs != 0;
+        refcount_breathe(&steps, 1);
     }
     *ret_reached = used >= threshold;
     return 0;

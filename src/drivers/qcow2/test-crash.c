@@ -6,8 +6,8 @@
  * something that was written later.
  */
 #include "base/mem.h"
+#include "drivers/qcow2/test-graph.h"
 #include "generated/types.h"
-#include "test-graph.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -17,7 +17,9 @@
 
 #define DISK_BYTES (1 * MIB)
 #define SECTORS (DISK_BYTES / 512)
+#define BACKING_SECTORS (SECTORS / 4 * 3)
 #define WORKERS 6
+#define RUNS 16    /* of each shape */
 #define MAX_IDS 24 /* values that a sector may hold before the test stops adding writes to it */
 
 extern const Driver driver_qcow2;
@@ -180,7 +182,7 @@ static void check_references(MemFile *file, Qcow2 *q)
         for (uint32_t k = 0; k < 1U << q->l2_bits; k++) {
             uint64_t entry = slice_entry(q, file->data + table, k) & QCOW2_OFFSET_MASK;
 
-            if (entry)
+            if (entry && !q->data_file)
                 refer(uses, clusters + 4096, entry >> q->cluster_bits);
         }
     }
@@ -209,15 +211,19 @@ static void check_contents(Node *node, const Sector *sectors)
 typedef struct Shape {
     uint64_t cluster_size;
     int refcount_bits;
-    bool extended;
+    bool extended, backing, data_file;
+    bool tiny; /* caches that hold next to nothing */
 } Shape;
 
-static void make_image(const Shape *shape)
+static BlockdevRef any_file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+
+static void make_image(const Shape *shape, uint64_t size)
 {
     AUTO_ERROR Error err = ERROR_INIT;
-    BlockdevRef file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
-    BlockdevCreateOptions options = {.u.qcow2 = {.file = &file,
-                                         .size = DISK_BYTES,
+    BlockdevCreateOptions options = {.u.qcow2 = {.file = &any_file,
+                                         .data_file = shape->data_file ? &any_file : NULL,
+                                         .backing_file = shape->backing ? (char *)"backing" : NULL,
+                                         .size = size,
                                          .has_cluster_size = true,
                                          .cluster_size = shape->cluster_size,
                                          .has_refcount_bits = true,
@@ -231,19 +237,48 @@ static void make_image(const Shape *shape)
     made = mem_file;
     mem_file = mem_file_new(made->data, made->size, true);
     mem_file_free(made);
+    mem_data_file = shape->data_file ? mem_file_new(NULL, 0, true) : NULL;
+    mem_options = (BlockdevOptionsQcow2){.data_file = shape->data_file ? &any_file : NULL};
+    if (shape->tiny) {
+        mem_options.has_l2_cache_size = mem_options.has_refcount_cache_size = true;
+        mem_options.has_l2_cache_entry_size = true;
+        mem_options.l2_cache_entry_size = 512;
+    }
+}
+
+static void free_files(void)
+{
+    mem_file_free(TAKE(mem_file));
+    mem_file_free(TAKE(mem_data_file));
+    mem_file_free(TAKE(mem_backing));
+    mem_options = (BlockdevOptionsQcow2){0};
+}
+
+/* The first write to every sector of the backing file, as it were. */
+static void make_backing(Load *load)
+{
+    AUTO_FREE uint64_t *data = mem_zalloc(BACKING_SECTORS * 512);
+
+    load->next_id = 1;
+    for (uint64_t i = 0; i < BACKING_SECTORS; i++)
+        load->sectors[i].ids[0] = value_of(1, i);
+    for (uint64_t i = 0; i < BACKING_SECTORS * 64; i++)
+        data[i] = value_of(1, i / 64);
+    mem_backing = mem_file_new(data, BACKING_SECTORS * 512, false);
 }
 
 /* Cuts the power now and looks at what is left. */
 static void cut_and_check(const Load *load)
 {
     AUTO_ERROR Error err = ERROR_INIT;
-    MemFile *live = mem_file, *cut = mem_file_cut(live);
+    MemFile *live = mem_file, *cut = mem_file_cut(live), *live_data = mem_data_file;
     AUTO_FREE Sector *then = mem_zalloc(SECTORS * sizeof(*then));
     Node *node;
 
     memcpy(then, load->sectors, SECTORS * sizeof(*then));
     mem_yields = false;
     mem_file = cut;
+    mem_data_file = live_data ? mem_file_cut(live_data) : NULL;
     node = test_open(false, &err);
     assert_non_null(node);
     check_references(cut, node->state);
@@ -251,29 +286,39 @@ static void cut_and_check(const Load *load)
     check_contents(node, then);
     test_close(node);
     mem_file_free(cut);
+    mem_file_free(mem_data_file);
     mem_file = live;
+    mem_data_file = live_data;
     mem_yields = true;
 }
 
+typedef struct Run {
+    const Shape *shape;
+    unsigned operations, cuts;
+} Run;
+
 static void run_load(void *arg)
 {
-    const Shape *shape = arg;
+    const Run *run = arg;
+    const Shape *shape = run->shape;
     AUTO_ERROR Error err = ERROR_INIT;
     Load load = {.sectors = mem_zalloc(SECTORS * sizeof(Sector)),
-        .operations = 800,
+        .operations = run->operations,
         .cluster_sectors = shape->cluster_size / 512};
     CoGroup group;
 
     mem_corruptions = 0;
-    make_image(shape);
+    make_image(shape, DISK_BYTES);
     for (uint64_t i = 0; i < SECTORS; i++)
         load.sectors[i].count = 1;
+    if (shape->backing)
+        make_backing(&load);
     load.node = test_open(false, &err);
     assert_non_null(load.node);
     co_group_init(&group);
     for (unsigned i = 0; i < WORKERS; i++)
         co_start(&group, "load", worker, &load);
-    for (unsigned cuts = 0; cuts < 40 && load.operations; cuts++) {
+    for (unsigned cuts = 0; cuts < run->cuts && load.operations; cuts++) {
         for (uint64_t n = test_random(150); n; n--)
             (void)!co_yield ();
         cut_and_check(&load);
@@ -283,26 +328,169 @@ static void run_load(void *arg)
     check_contents(load.node, load.sectors);
     test_close(load.node);
     assert_int_equal(mem_corruptions, 0);
-    mem_file_free(TAKE(mem_file));
+    free_files();
     free(load.sectors);
 }
 
 static void test_power_cuts(void **state)
 {
-    static const Shape shapes[] = {{512, 16, false}, {512, 64, false}, {4096, 1, false}, {4096, 16, false},
-        {65536, 16, false}, {16384, 8, true}, {65536, 16, true}};
+    static const Shape shapes[] = {
+        {.cluster_size = 512, .refcount_bits = 16},
+        {.cluster_size = 512, .refcount_bits = 64},
+        {.cluster_size = 4096, .refcount_bits = 1},
+        {.cluster_size = 4096, .refcount_bits = 16},
+        {.cluster_size = 65536, .refcount_bits = 16},
+        {.cluster_size = 16384, .refcount_bits = 8, .extended = true},
+        {.cluster_size = 65536, .refcount_bits = 16, .extended = true},
+        {.cluster_size = 512, .refcount_bits = 16, .tiny = true},
+        {.cluster_size = 4096, .refcount_bits = 16, .backing = true},
+        {.cluster_size = 4096, .refcount_bits = 16, .data_file = true},
+        {.cluster_size = 512, .refcount_bits = 64, .backing = true, .tiny = true},
+        {.cluster_size = 16384, .refcount_bits = 16, .extended = true, .backing = true, .tiny = true},
+        {.cluster_size = 16384, .refcount_bits = 16, .extended = true, .data_file = true},
+    };
 
-    for (uint64_t i = 0; i < ARRAY_SIZE(shapes) * 4; i++) {
-        Shape shape = shapes[i % ARRAY_SIZE(shapes)];
+    for (uint64_t i = 0; i < ARRAY_SIZE(shapes) * RUNS; i++) {
+        bool longer = i < ARRAY_SIZE(shapes);
+        Run run = {.shape = &shapes[i % ARRAY_SIZE(shapes)],
+            .operations = longer ? 800 : 120,
+            .cuts = longer ? 40 : 5};
 
         test_random_seed(i + 1);
-        test_run(run_load, &shape);
+        test_run(run_load, &run);
     }
+}
+
+/* ---- Growing ---- */
+
+#define SMALL_BYTES (100 * KIB) /* ends within a cluster */
+#define OLD_BYTE 0x5a
+
+typedef struct Growth {
+    Node *node;
+    bool finished;
+} Growth;
+
+static void grow_worker(void *arg)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    Growth *growth = arg;
+
+    assert_int_equal(driver_qcow2.resize(growth->node, DISK_BYTES, false, PREALLOCATION_OFF, 0, &err), 0);
+    growth->finished = true;
+}
+
+static void expect_bytes(Node *node, uint64_t from, uint64_t to, uint8_t value)
+{
+    uint8_t data[512];
+    struct iovec iov;
+
+    for (uint64_t at = from; at < to; at += sizeof(data)) {
+        assert_int_equal(driver_qcow2.read(node, at, io_slice_of(&iov, data, sizeof(data))), 0);
+        for (unsigned i = 0; i < sizeof(data); i++)
+            assert_int_equal(data[i], value);
+    }
+}
+
+/* Either size may be found; where the disk has grown there are zeroes. */
+static void cut_and_check_size(void)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    MemFile *live = mem_file, *live_data = mem_data_file;
+    Node *node;
+
+    mem_yields = false;
+    mem_file = mem_file_cut(live);
+    mem_data_file = live_data ? mem_file_cut(live_data) : NULL;
+    node = test_open(false, &err);
+    assert_non_null(node);
+    assert_true(node->size == SMALL_BYTES || node->size == DISK_BYTES);
+    expect_bytes(node, 0, SMALL_BYTES, OLD_BYTE);
+    expect_bytes(node, SMALL_BYTES, node->size, 0);
+    test_close(node);
+    mem_file_free(mem_file);
+    mem_file_free(mem_data_file);
+    mem_file = live;
+    mem_data_file = live_data;
+    mem_yields = true;
+}
+
+/* Old data behind the end: in the backing file, in the last cluster, in the data file. */
+static void run_growth(void *arg)
+{
+    const Shape *shape = arg;
+    AUTO_ERROR Error err = ERROR_INIT;
+    AUTO_FREE uint8_t *old = mem_zalloc(DISK_BYTES);
+    Growth growth = {0};
+    CoGroup group;
+    struct iovec iov;
+
+    memset(old, OLD_BYTE, DISK_BYTES);
+    make_image(shape, DISK_BYTES);
+    mem_backing = shape->backing ? mem_file_new(old, DISK_BYTES, false) : NULL;
+    growth.node = test_open(false, &err);
+    assert_non_null(growth.node);
+    if (!shape->backing)
+        assert_int_equal(driver_qcow2.write(growth.node, 0, io_slice_of(&iov, old, DISK_BYTES), 0), 0);
+    assert_int_equal(driver_qcow2.resize(growth.node, SMALL_BYTES, false, PREALLOCATION_OFF, 0, &err), 0);
+    co_group_init(&group);
+    co_start(&group, "grow", grow_worker, &growth);
+    while (!growth.finished) {
+        for (uint64_t n = 1 + test_random(8); n; n--)
+            (void)!co_yield ();
+        cut_and_check_size();
+    }
+    co_group_join(&group);
+    expect_bytes(growth.node, SMALL_BYTES, DISK_BYTES, 0);
+    test_close(growth.node);
+    free_files();
+}
+
+static void test_growth(void **state)
+{
+    static const Shape shapes[] = {
+        {.cluster_size = 65536, .refcount_bits = 16},
+        {.cluster_size = 16384, .refcount_bits = 16, .backing = true},
+        {.cluster_size = 16384, .refcount_bits = 16, .backing = true, .extended = true},
+        {.cluster_size = 65536, .refcount_bits = 16, .data_file = true},
+    };
+
+    for (uint64_t i = 0; i < ARRAY_SIZE(shapes) * 4; i++) {
+        test_random_seed(i + 1);
+        test_run(run_growth, (void *)&shapes[i % ARRAY_SIZE(shapes)]);
+    }
+}
+
+/* A data file may be a device of just the disk's size. */
+static void fill_last_cluster(void *arg)
+{
+    static const Shape shape = {.cluster_size = 65536, .refcount_bits = 16, .data_file = true};
+    AUTO_ERROR Error err = ERROR_INIT;
+    uint8_t data[512] = {1};
+    struct iovec iov;
+    Node *node;
+
+    mem_yields = false;
+    make_image(&shape, SMALL_BYTES);
+    node = test_open(false, &err);
+    assert_non_null(node);
+    assert_int_equal(driver_qcow2.write(node, 80 * KIB, io_slice_of(&iov, data, sizeof(data)), 0), 0);
+    assert_true(mem_data_file->size <= SMALL_BYTES);
+    expect_bytes(node, 81 * KIB, SMALL_BYTES, 0);
+    test_close(node);
+    free_files();
+    mem_yields = true;
+}
+
+static void test_end_of_data_file(void **state)
+{
+    test_run(fill_last_cluster, NULL);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_power_cuts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_power_cuts), cmocka_unit_test(test_growth),
+        cmocka_unit_test(test_end_of_data_file)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

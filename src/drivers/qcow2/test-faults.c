@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Writes and flushes that fail while tables grow. Whatever failed may be tried again, and what a flush has
- * covered is there when the image is opened the next time.
+ * Writes and flushes that fail while tables grow, and other things that go wrong. Whatever failed may be
+ * tried again, and what a flush has covered is there when the image is opened the next time.
  */
 #include "base/mem.h"
+#include "drivers/qcow2/test-graph.h"
 #include "generated/types.h"
-#include "test-graph.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -46,6 +46,15 @@ static Node *reopen(Node *node)
     return node;
 }
 
+/* The file names the table that is in use, or a next step is known to have to see to it. */
+static void expect_table(Node *node)
+{
+    const Qcow2 *q = node->state;
+
+    if (!q->rt_unsure)
+        assert_int_equal(get_be64(mem_file->data + QCOW2_AT_RT_OFFSET), q->rt_offset);
+}
+
 /* Writes a piece, flushes it, and tries both again until they succeed. */
 static void store(Node *node, uint64_t at)
 {
@@ -54,8 +63,10 @@ static void store(Node *node, uint64_t at)
 
     for (size_t i = 0; i < ARRAY_SIZE(data); i++)
         data[i] = at + i;
-    while (driver_qcow2.write(node, at, io_slice_of(&iov, data, PIECE), 0) < 0)
+    while (driver_qcow2.write(node, at, io_slice_of(&iov, data, PIECE), 0) < 0) {
         assert_int_equal(mem_corruptions, 0);
+        expect_table(node);
+    }
     while (driver_qcow2.flush(node) < 0)
         assert_int_equal(mem_corruptions, 0);
 }
@@ -129,11 +140,118 @@ static void test_resize(void **state)
     }
 }
 
+/* Whether shrinking has failed or not: the file says the size that the node goes on with. */
+static void shrink_disk(void *arg)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    uint64_t size;
+    Node *node;
+    bool usable;
+
+    make_image(256 * KIB, 16);
+    node = reopen(NULL);
+    store(node, 0);
+    store(node, 128 * KIB);
+    mem_faults = 250;
+    (void)!driver_qcow2.resize(node, 64 * KIB, false, PREALLOCATION_OFF, 0, &err);
+    mem_faults = 0;
+    size = node->size;
+    usable = driver_qcow2.flush(node) == 0;
+    for (uint64_t at = PIECE; usable && at < size; at += PIECE)
+        store(node, at);
+    node = reopen(node);
+    if (usable)
+        assert_int_equal(node->size, size);
+    expect(node, 0, usable ? size : PIECE);
+    assert_int_equal(mem_corruptions, 0);
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+}
+
+static void test_shrink(void **state)
+{
+    for (uint64_t seed = 1; seed <= SEEDS * 4; seed++) {
+        test_random_seed(seed);
+        test_run(shrink_disk, NULL);
+    }
+}
+
+/* ---- Hostile and concurrent ---- */
+
+static int store_compressed(Node *node, uint64_t at)
+{
+    uint8_t data[512] = {0};
+    struct iovec iov;
+
+    for (unsigned i = 0; i < 300; i++)
+        data[i] = (uint8_t)test_random(256);
+    return driver_qcow2.write(node, at, io_slice_of(&iov, data, sizeof(data)), REQ_COMPRESSED);
+}
+
+/* Metadata in a cluster that counts as free, just where compressed data would go on. */
+static void overlap_compressed(void *arg)
+{
+    Node *node;
+    Qcow2 *q;
+
+    make_image(256 * KIB, 16);
+    node = reopen(NULL);
+    q = node->state;
+    assert_int_equal(store_compressed(node, 0), 0);
+    assert_true(in_cluster(q, q->compressed_at));
+    assert_int_equal(metaset_add(&q->meta, (q->compressed_at >> q->cluster_bits) + 1, META_L2), 0);
+    assert_int_equal(store_compressed(node, 512), -EIO);
+    assert_int_equal(mem_corruptions, 1);
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+}
+
+static void test_compressed_overlap(void **state)
+{
+    test_run(overlap_compressed, NULL);
+}
+
+static void load_worker(void *arg)
+{
+    Node *node = arg;
+    Qcow2 *q = node->state;
+
+    assert_int_equal(image_load_reftable(q), 0);
+    assert_true(q->rt && q->rt_entries == 64 && q->rt[0]);
+}
+
+/* A sanitizer sees it when one of them forgets what it has read. */
+static void load_twice(void *arg)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    CoGroup group;
+    Node *node;
+
+    make_image(256 * KIB, 16);
+    node = test_open(true, &err);
+    assert_non_null(node);
+    mem_yields = true;
+    co_group_init(&group);
+    for (unsigned i = 0; i < 4; i++)
+        co_start(&group, "load", load_worker, node);
+    co_group_join(&group);
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+}
+
+static void test_concurrent_load(void **state)
+{
+    test_run(load_twice, NULL);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_refcount_growth),
         cmocka_unit_test(test_resize),
+        cmocka_unit_test(test_shrink),
+        cmocka_unit_test(test_compressed_overlap),
+        cmocka_unit_test(test_concurrent_load),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

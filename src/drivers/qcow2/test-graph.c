@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "test-graph.h"
+#include "drivers/qcow2/test-graph.h"
 
 #include "base/mem.h"
 #include "generated/types.h"
@@ -20,6 +20,7 @@ struct NodePrivate {
 };
 
 MemFile *mem_file, *mem_data_file, *mem_backing;
+BlockdevOptionsQcow2 mem_options;
 uint64_t mem_limit = UINT64_C(1) << 30;
 bool mem_yields = true;
 unsigned mem_corruptions, mem_faults;
@@ -383,9 +384,10 @@ void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size
 Node *test_open(bool read_only, Error *err)
 {
     BlockdevRef file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
-    BlockdevOptions options = {.u.qcow2 = {.file = &file}};
+    BlockdevOptions options = {.u.qcow2 = mem_options};
     Node *node = mem_new(Node);
 
+    options.u.qcow2.file = &file;
     node->driver = &driver_qcow2;
     node->state = mem_zalloc(driver_qcow2.state_size);
     node->private = mem_new(struct NodePrivate);

@@ -6,7 +6,8 @@
  */
 #pragma once
 
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
+#include "generated/types.h"
 
 typedef struct MemWrite {
     uint64_t offset, bytes;
@@ -25,6 +26,8 @@ typedef struct MemFile {
 
 /* The children that open() gets by name ("file", "data-file", "backing"), and what create() writes to. */
 extern MemFile *mem_file, *mem_data_file, *mem_backing;
+/* What the next image is opened with; the file comes by itself. */
+extern BlockdevOptionsQcow2 mem_options;
 /* Largest size that a file may grow to; beyond: -ENOSPC. */
 extern uint64_t mem_limit;
 /* How many of a thousand writes and flushes fail, without any effect. */

@@ -5,7 +5,7 @@
  * clusters read as so far) and only then entered into the L2 table.
  */
 #include "base/mem.h"
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 #define WRITE_VECTORS 128
 #define ZERO_BYTES (64 * KIB)
@@ -117,6 +117,8 @@ static void plan_fill(const Qcow2 *q, const uint8_t *table, uint32_t index, NewW
 
     w->fill_start = align_down(w->offset, unit);
     w->fill_end = align_up(w->end, unit);
+    if (q->data_file) /* a data file belongs to us only as far as the disk reaches */
+        w->fill_end = MAX(w->end, MIN(w->fill_end, q->node->size));
     if (!w->keep)
         return;
     if (sub_type(q, slice_entry(q, table, index), slice_subclusters(q, table, index), w->offset) ==

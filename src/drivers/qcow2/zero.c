@@ -4,7 +4,7 @@
  * else is changing it; the host clusters follow the way of free.c. An external data file that must stay
  * readable as a raw image is zeroed itself.
  */
-#include "qcow2-priv.h"
+#include "drivers/qcow2/qcow2-priv.h"
 
 /* Freed ranges that may wait for somebody's flush. */
 #define MAX_PENDING 1024
@@ -84,7 +84,8 @@ static int change_some(Qcow2 *q, uint64_t *offset, uint64_t end, ChangeKind kind
     } while (alloc_wait(q, *offset, *offset + (count << q->cluster_bits)));
     change_slice(q, slice, index, count, kind, pass);
     if (q->data_file && !q->data_raw && pass && kind != CHANGE_ZERO) {
-        uint64_t size = node_size(edge_node(q->data)), stop = MIN(*offset + (count << q->cluster_bits), size);
+        uint64_t size = MIN(node_size(edge_node(q->data)), q->node->size);
+        uint64_t stop = MIN(*offset + (count << q->cluster_bits), size);
 
         /* A new write to these clusters would go to the same place: it waits until the hole is made. */
         alloc_begin(q, &range, *offset, *offset + (count << q->cluster_bits));
