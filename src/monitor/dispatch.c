@@ -105,9 +105,8 @@ static int find_command(
     const Negotiation *negotiation, const Request *request, const QmpCommand **ret_command, Error *err)
 {
     const QmpCommand *command = qmp_command_find(request->command);
-    bool negotiates = str_eq(request->command, "qmp_capabilities");
 
-    if (!negotiation->complete && !negotiates)
+    if (!negotiation->complete && !str_eq(request->command, "qmp_capabilities"))
         return err_set_class(err, ERROR_COMMAND_NOT_FOUND, -ENOENT,
             "Expecting capabilities negotiation with 'qmp_capabilities'");
     if (!command)
@@ -115,9 +114,6 @@ static int find_command(
             err, ERROR_COMMAND_NOT_FOUND, -ENOENT, "The command %s has not been found", request->command);
     if (request->oob)
         return err_set(err, -EINVAL, "The command %s does not support OOB", request->command);
-    if (negotiation->complete && negotiates)
-        return err_set_class(err, ERROR_COMMAND_NOT_FOUND, -ENOENT,
-            "Capabilities negotiation is already complete, command ignored");
     *ret_command = command;
     return 0;
 }

@@ -24,6 +24,9 @@ void qmp_set_quit_handler(void (*quit)(void))
 
 int qmp_qmp_capabilities(const QmpCapabilitiesArg *arg, Error *err)
 {
+    if (current->complete) /* said here because wrong arguments are to be told first */
+        return err_set_class(err, ERROR_COMMAND_NOT_FOUND, -ENOENT,
+            "Capabilities negotiation is already complete, command ignored");
     for (size_t i = 0; i < arg->enable.count; i++) {
         if (arg->enable.items[i] == QMP_CAPABILITY_OOB)
             current->oob = true;

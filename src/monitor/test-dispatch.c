@@ -43,6 +43,8 @@ static void negotiates(void **state)
     assert_false(negotiation.oob);
     check("{'execute': 'qmp_capabilities'}",
         NOT_FOUND("Capabilities negotiation is already complete, command ignored"));
+    check("{'execute': 'qmp_capabilities', 'arguments': {'enable': 7}}",
+        GENERIC("Invalid parameter type for 'enable', expected: array"));
 }
 
 static void enables_oob(void **state)

@@ -411,7 +411,8 @@ CASES = [
     hello(
         'null:too-long-write',
         ('raw', struct.pack('>IHHQQI', 0x25609513, 0, CMD_WRITE, 5, 0, 32 * MIB + 1)),
-        ('req', CMD_READ, 0, 16),
+        ('reply',),  # a request sent now could make the end come before the answer
+        ('closed',),
     ),
     hello(
         'null:extended-sizes',

@@ -320,6 +320,7 @@ CASES = [
             chardev('b', 'socket', addr=unix('b.sock'), server=True, reconnect_ms=10),
             chardev('c', 'socket', addr=unix('c.sock'), server=False, reconnect_ms=10, reconnect=1),
             chardev('d', 'socket', addr=unix('d.sock'), server=True, reconnect_ms=5),
+            'Unable to connect character device a',
         ],
     ),
 ]

@@ -29,6 +29,18 @@ CASES = [
         ],
     ),
     Qmps(
+        'proto-negotiation-again',
+        lines=[
+            {'execute': 'qmp_capabilities'},
+            {'execute': 'qmp_capabilities', 'arguments': {'enable': ['oob']}},
+            {'execute': 'qmp_capabilities', 'arguments': {'enable': ['nonsense']}},
+            {'execute': 'qmp_capabilities', 'arguments': {'enable': 7}},
+            {'execute': 'qmp_capabilities', 'arguments': {'unknown': 1}},
+            {'execute': 'qmp_capabilities', 'arguments': []},
+            {'exec-oob': 'qmp_capabilities'},
+        ],
+    ),
+    Qmps(
         'proto-oob-enabled',
         negotiate=False,
         lines=[

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from lib import daemon as daemon_module
 from lib import nbdwire
 from lib.qmp import DEADLINE, Qmp, QmpClosed
-from lib.tools import TOP
+from lib.tools import TOP, wait_until
 
 SWALLOWED = '(no answer: the parser waits for more)'
 SWALLOW_SECONDS = 1.0
@@ -28,7 +28,8 @@ SWALLOW_SECONDS = 1.0
 
 @dataclass
 class Qmps:
-    """QMP lines on one connection: a dict is a command, bytes are sent as they are, a tuple waits for an event."""
+    """QMP lines on one connection: a dict is a command, bytes are sent as they are, a tuple waits for an event, a text
+    waits until the program's error messages contain it."""
 
     name: str
     lines: list
@@ -264,6 +265,9 @@ class Run:
         if isinstance(line, tuple):
             qmp.wait_event(line[0], **(line[1] if len(line) > 1 else {}))
             return ['event came']
+        if isinstance(line, str):
+            wait_until(lambda: line in self.daemon.stderr(), f'the message {line!r}')
+            return ['message came']
         ident = f'line-{number}'
         try:
             if isinstance(line, dict):
@@ -356,7 +360,8 @@ def contents(pieces):
 
 def nbd_step(wire, step):
     """('flags', n) greets; ('opt', number, payload[, header fields]); ('raw', bytes); ('req', command, offset, length,
-    flags, payload); ('ext',) asks for extended headers; ('closed',) expects nothing more than the end."""
+    flags, payload); ('reply',) reads an answer to raw bytes; ('ext',) asks for extended headers; ('closed',) expects
+    nothing more than the end."""
     kind, *rest = step
     if kind == 'flags':
         return [wire.greeting(rest[0])]
@@ -381,6 +386,8 @@ def nbd_step(wire, step):
         ):
             answer.insert(0, ['contents', contents(pieces)])
         return answer
+    if kind == 'reply':
+        return [wire.reply()]
     if kind == 'badmagic':
         wire.send_request(nbdwire.CMD_READ, 0, 512, magic=0x12345678)
         return [wire.at_eof()]
