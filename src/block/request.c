@@ -71,10 +71,8 @@ static int written(Node *node, uint64_t end, bool flush)
 
     p->write_generation++;
     p->write_highest = MAX(p->write_highest, end);
-    if (UNLIKELY(end > node->size)) {
+    if (UNLIKELY(end > node->size))
         node->size = end;
-        node_size_changed(node);
-    }
     return flush ? node_flush(node) : 0;
 }
 

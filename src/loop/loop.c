@@ -253,15 +253,28 @@ static void turn(Loop *loop)
 
 /* ---- Start and end ---- */
 
+/* What the environment asks for instead of the automatic choice. */
+static LoopBackendKind forced_kind(void)
+{
+    const char *name = getenv("GRANARY_LOOP");
+
+    if (!name)
+        return LOOP_BACKEND_AUTO;
+    if (str_eq(name, "epoll"))
+        return LOOP_BACKEND_EPOLL;
+    if (str_eq(name, "io_uring"))
+        return LOOP_BACKEND_IO_URING;
+    log_warn(
+        "GRANARY_LOOP: '%s' is neither 'epoll' nor 'io_uring'; choosing by what the kernel allows", name);
+    return LOOP_BACKEND_AUTO;
+}
+
 static int open_backend(Loop *loop, LoopBackendKind kind)
 {
-    const char *forced = getenv("GRANARY_LOOP");
     int r;
 
-    if (kind == LOOP_BACKEND_AUTO && forced)
-        kind = str_eq(forced, "epoll")      ? LOOP_BACKEND_EPOLL
-               : str_eq(forced, "io_uring") ? LOOP_BACKEND_IO_URING
-                                            : kind;
+    if (kind == LOOP_BACKEND_AUTO)
+        kind = forced_kind();
     loop->backend = kind == LOOP_BACKEND_EPOLL ? &loop_backend_epoll : &loop_backend_uring;
     r = loop->backend->init(loop);
     if (r < 0 && kind == LOOP_BACKEND_AUTO) {

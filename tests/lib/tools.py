@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small helpers around programs, packages and deadlines."""
 
+import ctypes
 import os
 import pathlib
 import shutil
@@ -41,6 +42,15 @@ def libnbd():
     except ImportError:
         pytest.skip('missing package python3-libnbd')
     return nbd
+
+
+def need_io_uring():
+    """A skip where the kernel, or the container, refuses io_uring."""
+    io_uring_setup, parameters = 425, ctypes.create_string_buffer(120)
+    descriptor = ctypes.CDLL(None, use_errno=True).syscall(io_uring_setup, 1, parameters)
+    if descriptor < 0:
+        pytest.skip(f'io_uring is refused here: {os.strerror(ctypes.get_errno())}')
+    os.close(descriptor)
 
 
 def need_root(why):
