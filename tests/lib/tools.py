@@ -24,6 +24,7 @@ PACKAGES = {
     'meson': 'meson',
     'ninja': 'ninja-build',
     'socat': 'socat',
+    'losetup': 'mount',
     'mount': 'mount',
 }
 
