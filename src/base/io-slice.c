@@ -129,14 +129,3 @@ bool io_slice_is_aligned(IoSlice slice, size_t align)
     }
     return true;
 }
-
-void *io_slice_flat(IoSlice slice)
-{
-    IoSlice rest = slice;
-    struct iovec piece;
-
-    if (!slice.bytes)
-        return NULL;
-    piece = take_piece(&rest);
-    return rest.bytes ? NULL : piece.iov_base;
-}

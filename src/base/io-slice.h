@@ -39,8 +39,6 @@ void io_slice_fill(IoSlice slice, uint8_t byte);
 bool io_slice_is_zero(IoSlice slice);
 /* True when every segment's address and length are multiples of align (a power of two). */
 bool io_slice_is_aligned(IoSlice slice, size_t align);
-/* If the whole slice is one contiguous piece, its address; otherwise NULL. */
-void *io_slice_flat(IoSlice slice);
 
 /* True when all bytes are zero; fast for long buffers. */
 bool buffer_is_zero(const void *data, size_t bytes);

@@ -28,11 +28,6 @@ static inline bool list_empty(const List *head)
     return head->next == head;
 }
 
-static inline bool list_linked(const List *link)
-{
-    return link->next && link->next != link;
-}
-
 static inline void list_insert_between(List *link, List *before, List *after)
 {
     link->prev = before;

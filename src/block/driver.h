@@ -134,9 +134,6 @@ int node_open_child_file(Node *node, const char *name, const char *filename, con
 char *node_resolve_path(Node *node, const char *stored, Error *err) MUST_CHECK;
 /* The driver has changed node->size: tells parents. */
 void node_size_changed(Node *node);
-/* Refuses to go on with auto-read-only if the node cannot be written: sets node->read_only or fails with
- * reason. */
-int node_apply_auto_read_only(Node *node, const char *reason, Error *err) MUST_CHECK;
 /* Reports corruption: sends BLOCK_IMAGE_CORRUPTED. offset or size -1: not known. */
 void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size, const char *message);
 /* The permissions that a child needs by its role; for drivers whose child_permissions starts from them. */

@@ -443,13 +443,3 @@ void node_size_changed(Node *node)
 {
     tell_parents_about_size(node);
 }
-
-int node_apply_auto_read_only(Node *node, const char *reason, Error *err)
-{
-    if (node->read_only)
-        return 0;
-    if (!node->auto_read_only)
-        return err_set(err, -EACCES, "%s", reason);
-    node->read_only = true;
-    return 0;
-}

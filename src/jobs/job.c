@@ -286,11 +286,6 @@ const char *job_id(const Job *job)
     return job->id;
 }
 
-JobStatus job_status(const Job *job)
-{
-    return job->status;
-}
-
 void job_progress_done(Job *job, uint64_t work)
 {
     job->progress_done += work;

@@ -70,7 +70,6 @@ void job_set_status(Job *job, JobStatus status);
 
 /* ---- For query-jobs ---- */
 
-JobStatus job_status(const Job *job);
 /* A new description; the caller frees it. */
 JobInfo *job_info(const Job *job);
 

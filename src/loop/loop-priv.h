@@ -70,7 +70,6 @@ struct Loop {
     void *backend_state;
     CoGroup group;
     pthread_t thread;
-    pid_t thread_id;
     bool stopping;
 
     uint64_t now_ns;

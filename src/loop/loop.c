@@ -18,7 +18,6 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,11 +49,6 @@ const char *loop_name(const Loop *loop)
 bool loop_is_io_uring(const Loop *loop)
 {
     return loop->backend == &loop_backend_uring;
-}
-
-pid_t loop_thread_id(const Loop *loop)
-{
-    return loop->thread_id;
 }
 
 uint64_t loop_now_ns(void)
@@ -319,7 +313,6 @@ static int loop_enter(Loop *loop, LoopBackendKind kind)
     if (r < 0)
         return r;
     current_loop = loop;
-    loop->thread_id = (pid_t)syscall(SYS_gettid);
     loop->now_ns = clock_monotonic_ns();
     co_sched_enter(loop->sched);
     return 0;

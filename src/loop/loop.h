@@ -52,8 +52,6 @@ void loop_set_options(Loop *loop, const LoopOptions *options); /* from any threa
 Loop *loop_current(void);
 const char *loop_name(const Loop *loop);
 bool loop_is_io_uring(const Loop *loop);
-/* Kernel thread id of the loop's thread. */
-pid_t loop_thread_id(const Loop *loop);
 /* Monotonic time; cheap (read once per turn of the loop). */
 uint64_t loop_now_ns(void);
 /* Monotonic time now. Any thread. */

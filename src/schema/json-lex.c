@@ -228,11 +228,6 @@ void json_lexer_end(JsonLexer *lexer)
         else
             finish(lexer, JSON_TOKEN_ERROR, START);
     }
-    json_lexer_reset(lexer);
-}
-
-void json_lexer_reset(JsonLexer *lexer)
-{
     lexer->state = START;
     lexer->text.length = 0;
 }

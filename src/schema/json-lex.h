@@ -34,4 +34,3 @@ typedef struct JsonLexer {
 void json_lexer_feed(JsonLexer *lexer, const char *data, size_t bytes);
 /* The text ends here: the token so far is complete, or an error. */
 void json_lexer_end(JsonLexer *lexer);
-void json_lexer_reset(JsonLexer *lexer);

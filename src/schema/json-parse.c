@@ -421,12 +421,6 @@ void json_parser_end(JsonParser *parser)
     emit(parser);
 }
 
-void json_parser_reset(JsonParser *parser)
-{
-    json_lexer_reset(&parser->lexer);
-    parser_clear(parser);
-}
-
 /* ---- One value from a whole text ---- */
 
 typedef struct Single {

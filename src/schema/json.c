@@ -319,16 +319,6 @@ JsonValue *json_object_take(JsonValue *object, const char *key)
     return value;
 }
 
-size_t json_array_count(const JsonValue *array)
-{
-    return json_is(array, JSON_ARRAY) ? array->u.array.count : 0;
-}
-
-JsonValue *json_array_item(const JsonValue *array, size_t i)
-{
-    return i < json_array_count(array) ? array->u.array.items[i] : NULL;
-}
-
 static bool is_number(const JsonValue *value)
 {
     return value->type == JSON_INT || value->type == JSON_UINT || value->type == JSON_DOUBLE;

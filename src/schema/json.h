@@ -82,8 +82,6 @@ JsonValue *json_get(const JsonValue *object, const char *key);
 const char *json_get_string(const JsonValue *object, const char *key);
 /* Removes a member and returns its value (the caller's then), or NULL. */
 JsonValue *json_object_take(JsonValue *object, const char *key) MUST_CHECK;
-size_t json_array_count(const JsonValue *array);
-JsonValue *json_array_item(const JsonValue *array, size_t i);
 /* Same type and contents; the order of an object's members does not matter; numbers compare by value. */
 bool json_equal(const JsonValue *a, const JsonValue *b);
 static inline bool json_is(const JsonValue *value, JsonType type)
@@ -117,8 +115,6 @@ void json_parser_free_ptr(JsonParser **parser);
 void json_parser_feed(JsonParser *parser, const void *data, size_t bytes);
 /* The stream has ended: completes what is pending. The parser is then as new. */
 void json_parser_end(JsonParser *parser);
-/* Forgets what is pending (a client has gone). */
-void json_parser_reset(JsonParser *parser);
 
 /* Parses text that holds exactly one value. */
 int json_parse(const char *text, JsonValue **ret_value, Error *err) MUST_CHECK;
