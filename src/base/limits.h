@@ -40,16 +40,17 @@
 #define LIMIT_SECRET_BYTES (1 * MIB)
 /* Commands of one monitor client that wait for their turn; more are left unread. */
 #define LIMIT_MONITOR_REQUESTS 8
-/* Replies and events that a monitor client has not taken yet: beyond the first its next command waits, beyond the second
- * it is disconnected. */
+/* Replies and events that a monitor client has not taken yet: beyond the first its next command waits, beyond
+ * the second it is disconnected. */
 #define LIMIT_MONITOR_UNREAD_BYTES (1 * MIB)
 #define LIMIT_MONITOR_OUTPUT_BYTES (64 * MIB)
-/* JSON text of the control protocol: containers within containers, and the tokens of one top-level value: their number
- * and their bytes (the same as QEMU's). */
+/* JSON text of the control protocol: containers within containers, and the tokens of one top-level value:
+ * their number and their bytes (the same as QEMU's). */
 #define LIMIT_JSON_DEPTH 1024
 #define LIMIT_JSON_TOKENS (2 * MIB)
 #define LIMIT_JSON_TOKEN_BYTES (64 * MIB)
-/* Structs within structs in the arguments of a command or option; what lies deeper could not be opened anyway. */
+/* Structs within structs in the arguments of a command or option; what lies deeper could not be opened
+ * anyway. */
 #define LIMIT_SCHEMA_DEPTH 256
 /* One part of a dotted key in key=value text (as QEMU's). */
 #define LIMIT_KEYVAL_KEY_BYTES 127

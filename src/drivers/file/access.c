@@ -75,8 +75,8 @@ static int prepare_reopen(Node *node, bool writable, Error *err)
 }
 
 /*
- * After a SIGKILL the kernel may still be finishing what the dead daemon had submitted, and hold its locks until
- * then: a new daemon waits that out before it calls the image busy.
+ * After a SIGKILL the kernel may still be finishing what the dead daemon had submitted, and hold its locks
+ * until then: a new daemon waits that out before it calls the image busy.
  */
 static int check_locks(Node *node, int fd, FileLocks wanted, Error *err)
 {
@@ -84,7 +84,8 @@ static int check_locks(Node *node, int fd, FileLocks wanted, Error *err)
     int r;
 
     co_shield_begin();
-    while ((r = file_locks_check(fd, wanted, node->filename, err)) == -EAGAIN && clock_monotonic_ns() < end_ns) {
+    while (
+        (r = file_locks_check(fd, wanted, node->filename, err)) == -EAGAIN && clock_monotonic_ns() < end_ns) {
         err_done(err);
         r = co_sleep_ns(LOCK_RETRY_NS);
     }
