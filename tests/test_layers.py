@@ -15,8 +15,13 @@ FLOORS = {
     'proto': {'schema'},
     'crypto': {'schema'},
     'net': {'co', 'loop', 'crypto', 'proto', 'schema'},
+    'pr-device': {'proto'},
+    'pr-client': {'proto'},
+    'pr': {'co', 'loop', 'proto', 'pr-device', 'pr-client', 'schema'},
+    'pr-helper': {'proto', 'pr-device'},
+    'pr-tool': {'proto', 'pr-client'},
     'block': {'co', 'loop', 'schema'},
-    'drivers': {'co', 'loop', 'net', 'proto', 'crypto', 'block', 'schema'},
+    'drivers': {'co', 'loop', 'net', 'proto', 'crypto', 'pr', 'block', 'schema'},
     'exports': {'co', 'loop', 'net', 'proto', 'crypto', 'block', 'schema'},
     'jobs': {'co', 'loop', 'block', 'schema'},
     'chardev': {'co', 'loop', 'net', 'schema'},
@@ -34,6 +39,7 @@ FLOORS = {
         'exports',
         'chardev',
         'monitor',
+        'pr',
     },
 }
 FLOORS['programs'] = FLOORS['daemon'] | {'daemon'}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "base/log.h"
-#include "daemon/background.h"
+#include "base/background.h"
 #include "daemon/daemon.h"
 
 #include <stdlib.h>

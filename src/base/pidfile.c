@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "daemon/pidfile.h"
+#include "base/pidfile.h"
 
 #include "base/mem.h"
 

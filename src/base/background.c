@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "daemon/background.h"
+#include "base/background.h"
 
 #include "base/mem.h"
 
