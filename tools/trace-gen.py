@@ -80,7 +80,7 @@ def header(events, usdt):
 
 
 def source(events):
-    out = ['/* Made by tools/trace-gen.py from the trace-events files. */', '#include "generated/trace.h"', '',
+    out = ['/* Made by tools/trace-gen.py from the trace-events files. */', '#include "trace.h"', '',
            'uint8_t trace_enabled[TRACE_ID__COUNT + 1];',
            'const unsigned trace_count = TRACE_ID__COUNT;',
            'const char *const trace_names[] = {']

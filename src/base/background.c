@@ -54,11 +54,9 @@ int background_start(int *ret_fd, Error *err)
     return 0;
 }
 
-int background_complete(int take_fd, Error *err)
+int background_detach(Error *err)
 {
-    AUTO_CLOSE int status_fd = take_fd;
     AUTO_CLOSE int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    uint8_t status = 0;
 
     if (null_fd < 0)
         return err_set_errno(err, -errno, "Cannot open '/dev/null'");
@@ -68,6 +66,17 @@ int background_complete(int take_fd, Error *err)
         if (dup2(null_fd, fd) < 0)
             return err_set_errno(err, -errno, "Cannot redirect standard input and output");
     }
+    return 0;
+}
+
+int background_complete(int take_fd, Error *err)
+{
+    AUTO_CLOSE int status_fd = take_fd;
+    uint8_t status = 0;
+    int r = background_detach(err);
+
+    if (r < 0)
+        return r;
     /* If the first process was killed meanwhile, nobody is left to tell. */
     if (write(status_fd, &status, 1) < 0 && errno != EPIPE)
         return err_set_errno(err, -errno, "Cannot report the end of start-up");

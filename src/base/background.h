@@ -12,5 +12,8 @@
  * thread is started. Standard input and output are still those of the caller.
  */
 int background_start(int *ret_fd, Error *err) MUST_CHECK;
+/* Leaves the working directory, and standard input, output and error; for processes that
+ * background_complete() does not end up in. */
+int background_detach(Error *err) MUST_CHECK;
 /* Leaves the terminal and the working directory and lets the first process exit with 0. Takes fd. */
 int background_complete(int take_fd, Error *err) MUST_CHECK;

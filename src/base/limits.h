@@ -49,8 +49,27 @@
 #define LIMIT_JSON_DEPTH 1024
 #define LIMIT_JSON_TOKENS (2 * MIB)
 #define LIMIT_JSON_TOKEN_BYTES (64 * MIB)
+/* Commands that one reservation manager has at its helper at once; more wait for their turn. */
+#define LIMIT_PR_CONNECTIONS 16
+/* Reservation commands that the kernel has not finished yet; more are answered BUSY. Each keeps a thread. */
+#define LIMIT_PR_KERNEL_CALLS 16
 /* Structs within structs in the arguments of a command or option; what lies deeper could not be opened
  * anyway. */
 #define LIMIT_SCHEMA_DEPTH 256
 /* One part of a dotted key in key=value text (as QEMU's). */
 #define LIMIT_KEYVAL_KEY_BYTES 127
+/* One answer of multipathd; those that are asked for have a few bytes. */
+#define LIMIT_MULTIPATHD_ANSWER_BYTES 65536
+/* The reservation helper: connections; commands that run at once, together, on one device and for one user (wedged
+ * ones count). */
+#define LIMIT_PR_HELPER_CLIENTS 4096
+#define LIMIT_PR_HELPER_COMMANDS 128
+#define LIMIT_PR_HELPER_DEVICE_COMMANDS 4
+#define LIMIT_PR_HELPER_USER_COMMANDS 64
+/* Its time limits in seconds: largest that may be set, and defaults. A command may wait for an array that fails over
+ * for most of a minute. */
+#define LIMIT_PR_HELPER_SECONDS 86400
+#define PR_HELPER_COMMAND_SECONDS 60
+#define PR_HELPER_HANDSHAKE_SECONDS 5
+#define PR_HELPER_REQUEST_SECONDS 30
+#define PR_HELPER_STOP_SECONDS 10

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Messages for the operator, on standard error, one line each, with the program's name in front. The library
- * layers use these only for what no caller can report; everything else travels as an Error.
+ * Messages for the operator, on standard error or in the system's log, one line each, with the program's name
+ * in front. The library layers use these only for what no caller can report; everything else travels as an
+ * Error.
  */
 #pragma once
 
@@ -16,6 +17,8 @@ const char *log_program(void);
  */
 void log_set_location(const char *location);
 const char *log_location(void);
+/* All messages go to the system's log (syslog(3)) from now on: for whoever gives up standard error. */
+void log_use_syslog(void);
 
 void log_error(const char *fmt, ...) PRINTF(1, 2);
 void log_warn(const char *fmt, ...) PRINTF(1, 2);
