@@ -49,7 +49,7 @@ typedef enum PrWireRequest {
 } PrWireRequest;
 
 /* What a CDB from a client means for the conversation. *ret_data_bytes: PR IN allocation or PR OUT list
- * length. */
+ * length; left alone when the opcode is bad. */
 PrWireRequest pr_wire_request(const uint8_t cdb[SCSI_CDB_BYTES], uint32_t *ret_data_bytes);
 
 /* The header of a reply. */

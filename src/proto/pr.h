@@ -12,14 +12,14 @@
 enum {
     PR_IN_OPCODE = 0x5e,
     PR_OUT_OPCODE = 0x5f,
-    PR_CDB_BYTES = 10,            /* the commands' own length; the rest of a 16-byte CDB is zero */
-    PR_OUT_LIST_BYTES = 24,       /* basic parameter list (SPC-4 table 218) */
-    PR_OUT_MOVE_LIST_BYTES = 24,  /* REGISTER AND MOVE, without the TransportID (table 220) */
+    PR_CDB_BYTES = 10,           /* the commands' own length; the rest of a 16-byte CDB is zero */
+    PR_OUT_LIST_BYTES = 24,      /* basic parameter list (SPC-4 section 6.16.3) */
+    PR_OUT_MOVE_LIST_BYTES = 24, /* REGISTER AND MOVE, without the TransportID (section 6.16.4) */
     PR_IN_HEADER_BYTES = 8,
-    PR_RESERVATION_BYTES = 16,    /* one reservation descriptor of READ RESERVATION, behind the header */
+    PR_RESERVATION_BYTES = 16, /* one reservation descriptor of READ RESERVATION, behind the header */
     PR_CAPABILITIES_BYTES = 8,
-    PR_FULL_STATUS_BYTES = 24,    /* one full status descriptor without the TransportID */
-    PR_DATA_BYTES = 8192,         /* most data either way that this project handles */
+    PR_FULL_STATUS_BYTES = 24, /* one full status descriptor without the TransportID */
+    PR_DATA_BYTES = 8192,      /* most data either way that this project handles */
 };
 
 typedef enum PrInAction {
@@ -41,7 +41,7 @@ typedef enum PrOutAction {
     PR_OUT_REPLACE_LOST = 8,
 } PrOutAction;
 
-/* Reservation types (SPC-4 table 213). */
+/* Reservation types (SPC-4 section 6.15.3.4). */
 typedef enum PrType {
     PR_TYPE_NONE = 0,
     PR_TYPE_WRITE_EXCLUSIVE = 1,
@@ -118,12 +118,14 @@ typedef struct PrReservation {
     uint8_t scope, type;
 } PrReservation;
 
-/* The reservation in READ RESERVATION data; false when there is none. */
+/* The reservation in READ RESERVATION data, all zero (PR_TYPE_NONE) when the device says that there is none.
+ * False when the data does not tell: too short, cut off, or with an additional length that holds no
+ * descriptor. Never take that for "not reserved". */
 bool pr_reservation_get(const uint8_t *data, size_t bytes, PrReservation *ret_reservation);
 /* PR_IN_HEADER_BYTES + PR_RESERVATION_BYTES of data for a held reservation. */
 void pr_reservation_put(uint8_t *data, uint32_t generation, const PrReservation *reservation);
 
-/* REPORT CAPABILITIES (SPC-4 table 208). */
+/* REPORT CAPABILITIES (SPC-4 section 6.15.4). */
 typedef struct PrCapabilities {
     bool replace_lost, compatible_handling, specify_ports, all_ports, persist_through_power_loss;
     bool persist_active; /* PTPL_A */
@@ -150,7 +152,7 @@ typedef struct PrRegistrant {
 } PrRegistrant;
 
 /* The registrant at *offset (start with 0) and moves *offset behind it; false at the end or when the rest is
- * cut off or contradicts itself. */
+ * cut off or contradicts itself. At a proper end *offset is the header's additional_bytes. */
 bool pr_registrant_next(const uint8_t *data, size_t bytes, size_t *offset, PrRegistrant *ret_registrant);
 
 /* ---- TransportIDs (SPC-4 section 7.6.4) ---- */
@@ -158,5 +160,6 @@ bool pr_registrant_next(const uint8_t *data, size_t bytes, size_t *offset, PrReg
 enum { PR_TRANSPORT_ID_TEXT = 300 };
 
 /* "iqn.2026-01.org.example:host,i,0x...", "naa.5001405...", ... or hexadecimal where the protocol is not
- * known; always NUL-terminated. */
+ * known or the name is empty. Always NUL-terminated, printable and without blanks; what does not fit is cut.
+ */
 void pr_transport_id_text(const uint8_t *id, size_t bytes, char text[PR_TRANSPORT_ID_TEXT]);
