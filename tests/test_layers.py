@@ -20,7 +20,7 @@ FLOORS = {
     'pr': {'co', 'loop', 'proto', 'pr-device', 'pr-client', 'schema'},
     'pr-helper': {'proto', 'pr-device'},
     'pr-tool': {'proto', 'pr-client'},
-    'block': {'co', 'loop', 'schema'},
+    'block': {'co', 'loop', 'proto', 'schema'},
     'drivers': {'co', 'loop', 'net', 'proto', 'crypto', 'pr', 'block', 'schema'},
     'exports': {'co', 'loop', 'net', 'proto', 'crypto', 'block', 'schema'},
     'jobs': {'co', 'loop', 'block', 'schema'},

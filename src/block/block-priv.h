@@ -31,9 +31,11 @@ struct Edge {
     unsigned roles; /* EdgeRole */
     unsigned perm, shared;
     List node_link, parent_link;
-    unsigned drained;   /* root edges: new requests wait */
-    unsigned in_flight; /* root edges; counted on the node's home loop */
-    CoCond changed;     /* drained or in_flight has reached zero */
+    unsigned drained;      /* root edges: new requests wait */
+    unsigned in_flight;    /* root edges; counted on the node's home loop */
+    CoCond changed;        /* drained or in_flight has reached zero */
+    unsigned pr_in_flight; /* reservation commands; main loop */
+    CoCond pr_done;        /* pr_in_flight has reached zero */
     EdgeStats stats;
 };
 
@@ -75,6 +77,12 @@ char *permission_names(unsigned perm);
 
 /* Ends a drain whose requests wait on `loop`, the node's home when the drain began. */
 void drain_end_on(Loop *loop, Node *node);
+
+/* ---- Reservation commands (pr.c) ---- */
+
+Loop *block_main_loop(void);
+/* Waits for those of the edge. */
+void edge_wait_for_pr(Edge *edge);
 
 /* ---- Serialising (serialise.c) ---- */
 

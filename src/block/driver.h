@@ -87,6 +87,13 @@ struct Driver {
     /* NULL: data (protocols), or the file child's (filters). May return a shorter range than asked. */
     int (*status)(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *ret_status);
 
+    /*
+     * A reservation command (edge_pr_execute). Called on the main loop wherever the node's home is, also
+     * while requests are drained. NULL: filters pass it on, others have none. -ENOTSUP: not with this node's
+     * options.
+     */
+    int (*pr_execute)(Node *node, const PrRequest *request, PrReply *ret_reply);
+
     /* Control path, main loop; called on the node's home loop. All optional. */
     int (*resize)(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err);
     /* The permissions that the node needs on a child, and leaves to others, for what its own parents ask.

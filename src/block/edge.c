@@ -100,6 +100,7 @@ void edge_close(Edge *edge)
 {
     if (!edge)
         return;
+    edge_wait_for_pr(edge);
     if (!edge->parent)
         loop_call(edge->node->home, wait_for_requests, edge);
     else if (edge->parent->file == edge)

@@ -23,6 +23,8 @@ typedef struct Driver Driver;
 typedef struct BlockdevOptions BlockdevOptions; /* generated */
 typedef struct BlockdevRef BlockdevRef;         /* generated */
 typedef struct BlockGraph BlockGraph;
+typedef struct PrRequest PrRequest; /* proto/pr-wire.h */
+typedef struct PrReply PrReply;
 
 /* ---- Permissions (QEMU docs/devel, "Permissions"; texts in compatibility.md) ---- */
 
@@ -88,6 +90,14 @@ int edge_status_above(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *
 /* Flat-buffer forms of the above, for metadata. */
 int edge_pread(Edge *edge, uint64_t offset, void *data, size_t bytes);
 int edge_pwrite(Edge *edge, uint64_t offset, const void *data, size_t bytes, unsigned flags);
+
+/*
+ * Carries a SCSI PERSISTENT RESERVE command out on the disk below edge. 0 with a complete reply (a failure of
+ * the disk or of its reservation manager is a reply, too), or -ENOTSUP: no node below has a manager. Unlike
+ * requests interruptible (-ECANCELED, -ETIMEDOUT: may have been executed) and not held by drain; who closes
+ * the edge cancels its commands first. Any loop.
+ */
+int edge_pr_execute(Edge *edge, const PrRequest *request, PrReply *ret_reply) MUST_CHECK;
 
 typedef enum Preallocation { /* values equal those of the generated PreallocMode */
     PREALLOCATION_OFF,

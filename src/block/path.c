@@ -33,7 +33,7 @@ static bool describes_use(const char *member)
 {
     static const char *const names[] = {"node-name", "discard", "cache", "active", "read-only",
         "auto-read-only", "force-share", "detect-zeroes", "locking", "aio", "aio-max-batch", "drop-cache",
-        "x-check-cache-dropped", "latency-ns", "lazy-refcounts", "pass-discard-request",
+        "x-check-cache-dropped", "pr-manager", "latency-ns", "lazy-refcounts", "pass-discard-request",
         "pass-discard-snapshot", "pass-discard-other", "discard-no-unref", "overlap-check", "cache-size",
         "l2-cache-size", "l2-cache-entry-size", "refcount-cache-size", "cache-clean-interval"};
 

@@ -15,17 +15,22 @@ int qmp_blockdev_del(const BlockdevDelArg *arg, Error *err)
     return node_del(arg->node_name, err);
 }
 
-static int send_corruption(void *arg)
-{
-    event_block_image_corrupted(arg);
-    return 0;
-}
-
 static Loop *main_loop;
 
 void block_init(void)
 {
     main_loop = loop_current();
+}
+
+Loop *block_main_loop(void)
+{
+    return main_loop;
+}
+
+static int send_corruption(void *arg)
+{
+    event_block_image_corrupted(arg);
+    return 0;
 }
 
 void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size, const char *message)

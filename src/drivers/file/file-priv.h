@@ -12,6 +12,7 @@
 #include "block/driver.h"
 #include "drivers/file/locks.h"
 #include "generated/types.h"
+#include "pr/pr-manager.h"
 
 #include <stdatomic.h>
 #include <sys/stat.h>
@@ -34,6 +35,9 @@ typedef struct FileState {
     bool memory;   /* tmpfs or ramfs: plain calls copy pages and never wait for a device */
     bool writable; /* fd is open for writing */
     bool use_locks;
+
+    PrManager *pr_manager; /* or NULL */
+    CoMutex pr_order;      /* one reservation command at a time; main loop */
 
     FileLocks held;    /* by the description behind fd */
     FileLocks granted; /* what the permissions in force need; held has more only during a change */

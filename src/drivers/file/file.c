@@ -33,8 +33,6 @@ static int open_file(Node *node, Error *err)
 {
     FileState *s = node->state;
 
-    if (!node->filename[0])
-        return err_set(err, -EINVAL, "The '%s' block driver requires a file name", node->driver->name);
     s->writable = !node->read_only && !node->auto_read_only;
     s->fd = file_open_path(node->filename, open_flags(node, s->writable), 0);
     if (s->fd >= 0) {
@@ -94,29 +92,6 @@ static int set_up(Node *node, const BlockdevOptionsFile *o, Error *err)
     return file_probe_limits(node, &node->limits, err);
 }
 
-static int file_open(Node *node, const BlockdevOptions *options, Error *err)
-{
-    const BlockdevOptionsFile *o = options_of(options);
-    FileState *s = node->state;
-    int r;
-
-    s->fd = s->next_fd = -1;
-    node->filename = str_dup(o->filename);
-    r = open_file(node, err);
-    if (r < 0)
-        return r;
-    r = check_aio(node, o, err);
-    if (r == 0)
-        r = check_type(node, err);
-    if (r == 0)
-        r = set_up(node, o, err);
-    if (r < 0)
-        s->fd = fd_close(s->fd);
-    else
-        trace_file_open(node->filename, s->fd, s->memory ? "plain calls" : "the loop");
-    return r;
-}
-
 /* Locks go with the descriptor. */
 static void file_close(Node *node)
 {
@@ -124,6 +99,49 @@ static void file_close(Node *node)
 
     s->next_fd = fd_close(s->next_fd);
     s->fd = fd_close(s->fd);
+    pr_manager_put(TAKE(s->pr_manager));
+}
+
+static int file_open(Node *node, const BlockdevOptions *options, Error *err)
+{
+    const BlockdevOptionsFile *o = options_of(options);
+    FileState *s = node->state;
+    int r = 0;
+
+    s->fd = s->next_fd = -1;
+    node->filename = str_dup(o->filename);
+    if (!node->filename[0])
+        return err_set(err, -EINVAL, "The '%s' block driver requires a file name", node->driver->name);
+    if (o->pr_manager)
+        r = pr_manager_get(o->pr_manager, &s->pr_manager, err);
+    if (r == 0)
+        r = open_file(node, err);
+    if (r == 0)
+        r = check_aio(node, o, err);
+    if (r == 0)
+        r = check_type(node, err);
+    if (r == 0)
+        r = set_up(node, o, err);
+    if (r < 0)
+        file_close(node);
+    else
+        trace_file_open(node->filename, s->fd, s->memory ? "plain calls" : "the loop");
+    return r;
+}
+
+static int file_pr_execute(Node *node, const PrRequest *request, PrReply *ret_reply)
+{
+    FileState *s = node->state;
+    int r;
+
+    if (!s->pr_manager)
+        return -ENOTSUP;
+    r = co_mutex_lock(&s->pr_order);
+    if (r < 0)
+        return r;
+    r = pr_manager_execute(s->pr_manager, s->fd, request, ret_reply);
+    co_mutex_unlock(&s->pr_order);
+    return r;
 }
 
 static int64_t file_allocated_size(Node *node)
@@ -172,7 +190,7 @@ static BlockStatsSpecific *file_stats(Node *node)
     .discard = file_discard, .flush = file_flush, .status = file_status, .resize = file_resize,            \
     .permissions_check = file_permissions_check, .permissions_commit = file_permissions_commit,            \
     .permissions_abort = file_permissions_abort, .allocated_size = file_allocated_size, .info = file_info, \
-    .stats = file_stats
+    .pr_execute = file_pr_execute, .stats = file_stats
 
 extern const Driver driver_file, driver_host_device;
 const Driver driver_file = {.name = "file", FILE_DRIVER, .create = file_create};

@@ -114,6 +114,12 @@ static int raw_status(Node *node, uint64_t offset, uint64_t bytes, BlockStatus *
     return edge_status(node->file, s->offset + offset, bytes, ret_status);
 }
 
+static int raw_pr_execute(Node *node, const PrRequest *request, PrReply *ret_reply)
+{
+    /* A reservation is of the whole disk, not of a window. */
+    return is_window(node) ? -ENOTSUP : edge_pr_execute(node->file, request, ret_reply);
+}
+
 static int resize_check(Node *node, uint64_t size, Error *err)
 {
     const RawState *s = node->state;
@@ -189,6 +195,7 @@ const Driver driver_raw = {
     .write_zeroes = raw_write_zeroes,
     .discard = raw_discard,
     .status = raw_status,
+    .pr_execute = raw_pr_execute,
     .resize = raw_resize,
     .child_permissions = raw_child_permissions,
     .allocated_size = raw_allocated_size,
