@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "pr-helper/worker.h"
+
+#include "base/mem.h"
+#include "pr-helper/options.h"
+#include "pr-helper/pass.h"
+#include "pr-helper/privileges.h"
+
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+/* What the kernel and the multipath tools may need beyond the time-out of the command itself. */
+enum { GRACE_SECONDS = 10 };
+
+unsigned worker_deadline_seconds(const Options *options)
+{
+    return options->command_timeout + GRACE_SECONDS;
+}
+
+static void execute(const PrRequest *request, int device_fd, const Options *options, WorkerReply *reply)
+{
+    const PrDeviceOptions device_options = {
+        .timeout_ms = options->command_timeout * 1000,
+        .allow_dm_linear = options->allow_dm_linear,
+    };
+
+    /* The default action of SIGALRM ends a process that sleeps interruptibly or in a library; one that does
+     * not wake up is left behind by the server. */
+    alarm(worker_deadline_seconds(options));
+    if (options->allow_dm_linear)
+        privileges_raise_admin();
+    pr_device_inspect(device_fd, &device_options, &reply->device);
+    if (pr_device_needs_admin(&reply->device))
+        privileges_raise_admin();
+    reply->last = pr_device_needs_process(&reply->device, request) || pr_device_needs_admin(&reply->device);
+    pr_device_execute(&reply->device, device_fd, request, &device_options, &reply->reply);
+    alarm(0);
+}
+
+void worker_run(int fd, const Options *options)
+{
+    PrRequest request;
+    WorkerReply reply;
+
+    signal(SIGALRM, SIG_DFL);
+    for (;;) {
+        AUTO_CLOSE int device_fd = -1;
+        ssize_t n = pass_recv(fd, &request, sizeof(request), &device_fd);
+
+        if (n != sizeof(request) || device_fd < 0)
+            return;
+        memset(&reply, 0, sizeof(reply));
+        execute(&request, device_fd, options, &reply);
+        if (pass_send(fd, &reply, sizeof(reply), -1) < 0 || reply.last)
+            return;
+    }
+}
