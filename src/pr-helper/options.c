@@ -288,7 +288,7 @@ static OptionsOutcome take_option(int key, const char *text, Options *options)
         options->sandbox = false;
         return OPTIONS_RUN;
     case '?':
-        log_error("Try `%s --help' for more information.", log_program());
+        log_error("Try `%s --help' for more information.", program_invocation_name);
         return OPTIONS_FAILED;
     default:
         if (take_argument(key, text, options, &err) == 0)

@@ -128,6 +128,8 @@ static void begin_stop(Server *server)
     server->stopping = true;
     server->stop_ns = server->now_ns + server->options->stop_timeout * NS_PER_SECOND;
     source_watch(server, &server->listener, 0);
+    /* Its answer is waited for at the very end (keeper_wait_removed). */
+    source_watch(server, &server->keeper, 0);
     keeper_ask_remove(server->keeper.fd);
     client_free_idle(server);
 }
