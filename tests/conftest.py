@@ -13,6 +13,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from lib import daemon as daemon_module  # noqa: E402
+from lib import prhelper  # noqa: E402
+from lib.tools import need_root  # noqa: E402
 
 
 def pytest_configure(config):
@@ -64,3 +66,34 @@ def rng(request):
     seed = int(os.environ.get('GRANARY_TEST_SEED', '0')) or random.SystemRandom().randrange(1, 1 << 31)
     print(f'GRANARY_TEST_SEED={seed}')
     return random.Random(seed)
+
+
+@pytest.fixture
+def helpers(tmp):
+    """A factory of reservation helpers; all of them must end with status 0 and silent sanitizers when the test is
+    over."""
+    need_root('a reservation helper starts with privileges')
+    if not prhelper.may_run():
+        pytest.skip('a reservation helper needs CAP_SYS_RAWIO, which is not to be had here')
+    if not os.access(prhelper.BINARY, os.X_OK):
+        pytest.fail(f'{prhelper.BINARY} is not built (GRANARY_PR_HELPER names another)')
+    started = []
+
+    def make(**options):
+        started.append(prhelper.PrHelper(tmp, **options))
+        return started[-1]
+
+    yield make
+    failures = []
+    for end in [one.cleanup for one in started] + [one.wait_gone for one in started]:
+        try:
+            end()
+        except Exception as error:  # report it after the others were ended
+            failures.append(repr(error))
+    assert not failures, '\n'.join(failures)
+
+
+@pytest.fixture
+def helper(helpers):
+    """Starts a helper with a socket and waits until it serves."""
+    return lambda *args, **options: helpers().start(*args, **options)

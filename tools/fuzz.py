@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the fuzz targets with clang, ASan and UBSan and runs each for a while over its corpus.
 
-fuzz.py BUILDDIR [--seconds N] [TARGET...]. Seeds come from tests/corpus/TARGET/ (inputs that were worth keeping) and from
+fuzz.py BUILDDIR [TARGET...] [--seconds N]. Seeds come from tests/corpus/TARGET/ (inputs that were worth keeping) and from
 tools/corpus.py; what a run finds new is kept in BUILDDIR/corpus/TARGET/, a crashing input in BUILDDIR/findings/. One line a target: `pass NAME`, `fail NAME: input file`.
 """
 

@@ -54,7 +54,6 @@ static void test_errno(void **state)
         {ENOMEDIUM, 2, 0x3a, 0},
         {ENODATA, 3, 0x11, 0},
         {ENOMEM, 4, 0x44, 0},
-        {ENODEV, 4, 0x44, 0},
         {EREMOTEIO, 4, 0x44, 0},
         {ENOSPC, 7, 0x27, 7},
         {ENOTTY, 0xb, 0, 6},

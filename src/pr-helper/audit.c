@@ -15,6 +15,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* Complaints made within a while; how many reasons there are for them is up to the clients. */
+enum { COMPLAINTS = 100, COMPLAINTS_SECONDS = 10 };
+
 static bool have_syslog;
 
 void audit_open(void)
@@ -72,6 +75,22 @@ static const char *action_name(const PrRequest *request)
     return name ? name : "unknown";
 }
 
+static bool may_complain(const Options *options)
+{
+    static time_t since;
+    static unsigned made;
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (!made || now.tv_sec - since >= COMPLAINTS_SECONDS) {
+        if (made > COMPLAINTS)
+            log_warn("%u more complaints about clients were left out", made - COMPLAINTS);
+        since = now.tv_sec;
+        made = 0;
+    }
+    return !options->quiet && (made++ < COMPLAINTS || options->verbose);
+}
+
 void audit_command(const Options *options, const Exchange *exchange, const PrDevice *device)
 {
     const PrRequest *request = &exchange->request;
@@ -80,9 +99,12 @@ void audit_command(const Options *options, const Exchange *exchange, const PrDev
 
     trace_command_done(
         exchange->peer.pid, request->cdb[0], pr_cdb_action(request->cdb), exchange->reply.status);
-    if (device->kind == PR_DEVICE_REFUSED && device->reason[0] && !options->quiet)
-        log_warn("refused %s of process %d (user %u): %s", action_name(request), (int)exchange->peer.pid,
-            exchange->peer.uid, device->reason);
+    if (device->kind == PR_DEVICE_REFUSED && device->reason[0]) {
+        if (may_complain(options))
+            log_warn("refused %s of process %d (user %u): %s", action_name(request), (int)exchange->peer.pid,
+                exchange->peer.uid, device->reason);
+        change = false;
+    }
     if (!change && !options->verbose)
         return;
     strbuf_printf(&line, "%s", action_name(request));
@@ -101,7 +123,7 @@ void audit_complaint(const Options *options, const struct ucred *peer, const cha
 {
     va_list args;
 
-    if (options->quiet)
+    if (!may_complain(options))
         return;
     va_start(args, fmt);
     AUTO_FREE char *text = str_vprintf(fmt, args);

@@ -120,5 +120,7 @@ int main(int argc, char **argv)
     }
     options_done(&helper.options);
     free(helper.socket.path);
+    fd_close(helper.pidfile.fd);
+    free(helper.pidfile.path);
     return status;
 }

@@ -26,6 +26,16 @@ PACKAGES = {
     'socat': 'socat',
     'losetup': 'mount',
     'mount': 'mount',
+    'qemu-system-x86_64': 'qemu-system-x86',
+    'qemu-pr-helper': 'qemu-system-common',
+    'unshare': 'util-linux',
+    'setpriv': 'util-linux',
+    'stdbuf': 'coreutils',
+    'cc': 'gcc',
+    'c++': 'g++',
+    'nm': 'binutils',
+    'readelf': 'binutils',
+    'pkg-config': 'pkg-config',
 }
 
 

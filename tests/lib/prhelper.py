@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts and stops a reservation helper, and looks at its processes.
+
+The program comes from GRANARY_PR_HELPER (default: build/compat/qemu-pr-helper, or beside GRANARY_DAEMON).
+Only what a bare Python has: the differential test uses this inside the guest too.
+"""
+
+import os
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+from lib import prwire
+from lib.prwire import DEADLINE, Connection
+
+COMPAT = pathlib.Path(__file__).resolve().parents[2] / 'build' / 'compat'
+if 'GRANARY_DAEMON' in os.environ:
+    COMPAT = pathlib.Path(os.environ['GRANARY_DAEMON']).parent
+BINARY = os.environ.get('GRANARY_PR_HELPER', str(COMPAT / 'qemu-pr-helper'))
+# A sanitizer's run-time does what the filter of system calls forbids.
+SANITIZER_MARK = b'__asan_init'
+SANITIZER = re.compile(r'(ERROR|WARNING): \w*Sanitizer|runtime error:|AddressSanitizer|Assertion .* failed')
+# Passes descriptor argv[1] on as 3, 4, ... (argv[2] times), as a service manager does; argv[3]: LISTEN_PID.
+ACTIVATE = """
+import os, sys
+for i in range(int(sys.argv[2])):
+    os.dup2(int(sys.argv[1]), 3 + i)
+os.environ['LISTEN_PID'] = sys.argv[3] or str(os.getpid())
+os.environ['LISTEN_FDS'] = sys.argv[2]
+os.execv(sys.argv[4], sys.argv[4:])
+"""
+
+
+def wait_until(condition, what, deadline=DEADLINE):
+    """Polls until condition() is true and returns its value."""
+    end = time.monotonic() + deadline
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < end, f'waited {deadline:.0f} s in vain: {what}'
+        time.sleep(0.002)
+
+
+def sanitized(binary):
+    try:
+        return SANITIZER_MARK in pathlib.Path(binary).read_bytes()
+    except OSError:
+        return False
+
+
+def status(pid):
+    """/proc/PID/status as a dictionary of texts."""
+    text = pathlib.Path(f'/proc/{pid}/status').read_text()
+    return {key: value.strip() for key, value in (line.split(':', 1) for line in text.splitlines())}
+
+
+def may_run():
+    """Whether a helper that is started here has the capability that it needs (CAP_SYS_RAWIO)."""
+    return bool(int(status('self')['CapEff'], 16) & 1 << 17)
+
+
+def cpu_seconds(pid):
+    fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
+def processes(word):
+    """All living processes with that word among their arguments."""
+    found, wanted = [], os.fsencode(str(word))
+    for entry in os.listdir('/proc'):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f'/proc/{entry}/cmdline', 'rb') as file:
+                if wanted in file.read().split(b'\0'):
+                    found.append(int(entry))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+def can_connect(path):
+    """Whether somebody listens there."""
+    try:
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(str(path))
+            return True
+    except OSError:
+        return False
+
+
+def greets(path):
+    """Whether a helper accepts there and says hello."""
+    try:
+        with Connection(path, hello=False) as client:
+            client.receive(4)
+            return True
+    except (OSError, prwire.Closed, prwire.Silent):
+        return False
+
+
+class StartError(Exception):
+    """The helper ended instead of becoming ready."""
+
+    def __init__(self, helper):
+        self.exit_code = helper.process.returncode
+        self.stderr = helper.stderr()
+        super().__init__(f'exit {self.exit_code}: {self.stderr}')
+
+
+class PrHelper:
+    """A helper in a directory, with its socket there unless told otherwise."""
+
+    count = 0
+
+    def __init__(self, directory, binary=None, environment=None):
+        PrHelper.count += 1
+        self.directory = pathlib.Path(directory)
+        self.binary = str(binary or BINARY)
+        self.name = f'h{PrHelper.count}'
+        self.path = self.directory / f'{self.name}.sock'
+        self.error_path = self.directory / f'{self.name}-stderr'
+        self.output_path = self.directory / f'{self.name}-stdout'
+        self.environment = dict(os.environ, **(environment or {}))
+        self.process = None
+        self.awaited = False
+
+    def command(self, *args):
+        plain = ['--no-sandbox'] if sanitized(self.binary) else []
+        return [self.binary, *plain, *[str(a) for a in args]]
+
+    def spawn(self, *args, prefix=(), pass_fds=(), descriptors=None, **options):
+        """Starts the program with exactly these arguments; descriptors: its limit of open files."""
+
+        def limit():
+            import resource  # not in the smallest Python
+
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
+
+        with open(self.error_path, 'wb') as err, open(self.output_path, 'wb') as out:
+            self.process = subprocess.Popen(
+                [*prefix, *self.command(*args)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                cwd=self.directory,
+                env=self.environment,
+                pass_fds=pass_fds,
+                preexec_fn=limit if descriptors else None,
+                **options,
+            )
+        return self
+
+    def start(self, *args, **options):
+        """Starts with a socket and waits until clients are greeted."""
+        self.spawn('-k', self.path, *args, **options)
+        self.wait_ready()
+        return self
+
+    def wait_ready(self):
+        def ready():
+            ended = self.process.poll() is not None
+            if greets(self.path):
+                return True
+            if ended:
+                raise StartError(self)
+            return False
+
+        wait_until(ready, f'the socket {self.path}')
+
+    def activate(self, *args, count=1, pid='', listening=True):
+        """Starts with a listening socket already there, as a service manager does."""
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.bind(str(self.path))
+            if listening:
+                sock.listen(16)
+            prefix = [sys.executable, '-c', ACTIVATE, str(sock.fileno()), str(count), str(pid)]
+            return self.spawn(*args, prefix=prefix, pass_fds=[sock.fileno()])
+
+    def connect(self, **options):
+        return Connection(self.path, **options)
+
+    def stderr(self):
+        return self.error_path.read_text(errors='replace')
+
+    def stdout(self):
+        return self.output_path.read_text(errors='replace')
+
+    def pid(self):
+        """The process that serves clients: the one that was started."""
+        return self.process.pid
+
+    def fds(self):
+        """How many descriptors the serving process has open."""
+        return len(os.listdir(f'/proc/{self.pid()}/fd'))
+
+    def family(self):
+        """All processes of this helper."""
+        return processes(self.path)
+
+    def cpu_seconds(self):
+        return sum(cpu_seconds(pid) for pid in self.family() or [self.pid()])
+
+    def serves(self):
+        """One whole conversation, on what no helper may reserve: the answer tells that it is there."""
+        with open('/dev/null', 'rb+', buffering=0) as null, self.connect() as client:
+            return client.command(prwire.pr_in(prwire.READ_KEYS), null).status == prwire.CHECK_CONDITION
+
+    def running(self):
+        return self.process is not None and self.process.poll() is None
+
+    def send_signal(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+
+    def wait(self, exit_code=0, timeout=DEADLINE):
+        """Waits for the end and checks the exit status and that no sanitizer has spoken."""
+        code = self.process.wait(timeout)
+        self.awaited = True
+        text = self.stderr()
+        assert not SANITIZER.search(text), text
+        assert code == exit_code, f'exit status {code}, not {exit_code}: {text}'
+
+    def wait_gone(self, what='all processes of the helper to end'):
+        wait_until(lambda: not self.family(), what)
+
+    def stop(self, number=signal.SIGTERM, exit_code=0):
+        if self.running():
+            self.send_signal(number)
+        self.wait(exit_code)
+
+    def kill(self):
+        if self.running():
+            self.process.kill()
+        self.process.wait()
+        self.awaited = True
+
+    def cleanup(self):
+        """End of a test: whatever still runs must end well. Then wait_gone()."""
+        if self.process is None:
+            return
+        try:
+            if self.running():
+                self.stop()
+            elif not self.awaited:
+                assert (
+                    self.process.returncode >= 0
+                ), f'crashed with signal {-self.process.returncode}: {self.stderr()}'
+        finally:
+            if self.running():
+                self.kill()
+        assert not SANITIZER.search(self.stderr()), self.stderr()
