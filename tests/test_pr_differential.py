@@ -4,31 +4,18 @@
 As far as it needs no SCSI device; the rest of the cases run in the guest (prdiff.py).
 """
 
-import os
-import re
 import shutil
 import subprocess
 
 import pytest
 
 from differential.pr_cases import PR_ALLOWED, PR_CASES
-from lib import prhelper
-from lib.tools import TOP, need_root
+from lib import peers, prhelper
+from lib.tools import need_root
 from prdiff import Arena, Unavailable
 
 
-def references():
-    """Programs to compare with: GRANARY_PR_REFERENCES (separated by colons), or those of the system and of
-    tests/lab/peers.sh."""
-    if 'GRANARY_PR_REFERENCES' in os.environ:
-        return [path for path in os.environ['GRANARY_PR_REFERENCES'].split(':') if path]
-    found = [shutil.which('qemu-pr-helper')]
-    done = subprocess.run([TOP / 'tests/lab/peers.sh', '--no-fetch'], capture_output=True, check=True)
-    found += re.findall(r'^PR_REFERENCE=(.+)$', done.stdout.decode(), re.MULTILINE)
-    return sorted({path for path in found if path and os.access(path, os.X_OK)})
-
-
-REFERENCES = references()
+REFERENCES = peers.pr_helpers()
 
 
 @pytest.fixture(scope='module')

@@ -3,21 +3,19 @@
 with a sense that makes the guest try again, and tells its clients the truth."""
 
 import os
-import re
-import shutil
 import struct
-import subprocess
 import threading
 import time
 
 import pytest
 
+from lib import peers
 from lib.daemon import StartError
 from lib.fakehelper import IN, FakeHelper, PeerGone, half_hello, never_answer, never_hello, refuse
 from lib.prhelper import BINARY, PrHelper
 from lib.prwire import READ_KEYS, REGISTER, out_list, pr_in, pr_out
 from lib.qmp import DEADLINE, Qmp
-from lib.tools import TOP, need_root, wait_until
+from lib.tools import need_root, wait_until
 
 pytestmark = pytest.mark.sanitize
 
@@ -789,16 +787,6 @@ def test_kernel_manager(daemon, tmp):
 # ---- Real helpers ----
 
 
-def reference_helpers():
-    """GRANARY_PR_REFERENCES (separated by colons), or those of the system and of tests/lab/peers.sh."""
-    if 'GRANARY_PR_REFERENCES' in os.environ:
-        return [path for path in os.environ['GRANARY_PR_REFERENCES'].split(':') if path]
-    peers = subprocess.run([TOP / 'tests/lab/peers.sh', '--no-fetch'], capture_output=True, check=True)
-    found = re.findall(r'^PR_REFERENCE=(.+)$', peers.stdout.decode(), re.MULTILINE)
-    found.append(shutil.which('qemu-pr-helper'))
-    return sorted({path for path in found if path and os.access(path, os.X_OK)})
-
-
 @pytest.fixture
 def real(tmp):
     started = []
@@ -816,7 +804,7 @@ def real(tmp):
 def test_reference_helpers(daemon, tmp, real):
     """What the kernel says to a file comes through; a restart is noticed."""
     need_root('the reference helper must be able to drop privileges')
-    found = reference_helpers()
+    found = peers.pr_helpers()
     if not found:
         pytest.skip('missing package qemu-system-common (program qemu-pr-helper)')
     nodes = [*file_node(disk(tmp)), *file_node(disk(tmp, 'ro'), 'r', more=',read-only=on')]

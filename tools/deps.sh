@@ -1,18 +1,22 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# Installs the Debian packages that are missing for what the arguments name: build, run, check. Says what, asks nothing.
+# Installs the Debian packages that are missing for what the arguments name: build, run, demo-pr, check. Says what, asks nothing.
 set -eu
 
-build='meson ninja-build gcc pkg-config python3 liburing-dev libdeflate-dev libzstd-dev libgnutls28-dev libcmocka-dev systemtap-sdt-dev'
+build='meson ninja-build gcc pkg-config python3 liburing-dev libdeflate-dev libzstd-dev libgnutls28-dev libcmocka-dev systemtap-sdt-dev
+       libcap-ng-dev libseccomp-dev'
 run='file libnbd-bin qemu-utils e2fsprogs socat'
-check='clang libclang-rt-14-dev llvm-14 python3-pytest python3-pytest-xdist python3-libnbd libnbd-bin fio qemu-utils qemu-system-common
-       qemu-block-extra e2fsprogs mount'
+check='clang g++ pkg-config libclang-rt-14-dev llvm-14 python3-pytest python3-pytest-xdist python3-libnbd libnbd-bin fio qemu-utils qemu-system-common
+       qemu-block-extra qemu-system-x86 e2fsprogs mount'
+# The rest of a guest is unpacked below the user's cache by tests/lib/debian.py.
+demo_pr='qemu-system-x86 python3-pytest'
 
 wanted=
 for group in "$@"; do
     case $group in
     build) wanted="$wanted $build" ;;
     run) wanted="$wanted $run" ;;
+    demo-pr) wanted="$wanted $demo_pr" ;;
     check) wanted="$wanted $check" ;;
     *) echo "deps.sh: no such group: $group" >&2; exit 2 ;;
     esac
@@ -49,7 +53,6 @@ fi
 case " $* " in
 *' check '*)
     # The reference to compare with: unpacked below the user's cache, not installed.
-    eval "$(tests/lab/peers.sh)"
-    [ -n "$REFERENCE_MODULES" ] || echo "No qemu-utils 10 from bookworm-backports to be had: comparing with $REFERENCE"
+    /usr/bin/python3 -B tests/lib/peers.py
     ;;
 esac

@@ -18,9 +18,9 @@ import subprocess
 from dataclasses import dataclass, field
 
 from lib import daemon as daemon_module
-from lib import nbdwire
+from lib import nbdwire, peers
 from lib.qmp import DEADLINE, Qmp, QmpClosed
-from lib.tools import TOP, wait_until
+from lib.tools import wait_until
 
 SWALLOWED = '(no answer: the parser waits for more)'
 SWALLOW_SECONDS = 1.0
@@ -83,15 +83,8 @@ class Peer:
 
 
 def reference():
-    """The reference daemon: GRANARY_REFERENCE, or what tests/lab/peers.sh finds without fetching. None without one."""
-    if 'GRANARY_REFERENCE' in os.environ:
-        path, modules = os.environ['GRANARY_REFERENCE'], os.environ.get('GRANARY_REFERENCE_MODULES', '')
-    else:
-        text = subprocess.run(
-            [TOP / 'tests/lab/peers.sh', '--no-fetch'], capture_output=True, check=True
-        ).stdout.decode()
-        values = dict(line.split('=', 1) for line in text.split())
-        path, modules = values['REFERENCE'], values['REFERENCE_MODULES']
+    """The reference daemon; None without one."""
+    path, modules = peers.storage_daemon()
     if not path:
         return None
     return Peer(path, {'QEMU_MODULE_DIR': modules} if modules else {})
