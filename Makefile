@@ -9,7 +9,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 MINUTES ?= 10
 
-.PHONY: all deps build run check install fuzz clean
+.PHONY: all deps build run demo-pr check install fuzz clean
 
 all: build
 
@@ -27,6 +27,11 @@ run: $(BUILD)/build.ninja
 	@tools/deps.sh build run
 	@ninja -C $(BUILD)
 	@python3 tools/demo.py $(BUILD)
+
+demo-pr: $(BUILD)/build.ninja
+	@tools/deps.sh build demo-pr
+	@ninja -C $(BUILD) src/pr-helper/granary-pr-helper src/pr-tool/granary-pr
+	@python3 tools/demo-pr.py $(BUILD)
 
 check:
 	@tools/deps.sh build run check
