@@ -1,6 +1,6 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: Apache-2.0
-"""Boots a guest of the lab by hand and runs a script in it: tests/guest/boot.py --level mpath SCRIPT [ARGUMENT...]"""
+"""Boots a guest of the lab and runs a script in it: tests/guest/boot.py --level mpath SCRIPT [ARGUMENT...]"""
 
 import argparse
 import pathlib

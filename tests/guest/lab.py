@@ -11,9 +11,9 @@ A scenario is a shell script, or a Python script that imports this module:
 
     main()
 
-Each function marked with @check is one line of the result. `lab.luns[n]` is a LUN: its two nexuses `.x` and `.y` (each
-`.disk` /dev/sdX, `.sg` /dev/sgN, `.name` sdX) and, with multipath, `.map` /dev/mapper/mpathX. A shell script has them, for
-the first LUN, as SDX SDY SGX SGY MP.
+Each function marked with @check is one line of the result. `lab.luns[n]` is a LUN: its two nexuses `.x` and
+`.y` (each `.disk` /dev/sdX, `.sg` /dev/sgN, `.name` sdX) and, with multipath, `.map` /dev/mapper/mpathX. A
+shell script has them, for the first LUN, as SDX SDY SGX SGY MP.
 """
 
 import contextlib
@@ -123,7 +123,7 @@ def check(function=None, *, deadline=60):
 
 
 def main(before_each=None):
-    """Runs the checks (those that are named by arguments, if any) and ends with status 1 if one has failed."""
+    """Runs the checks (those that arguments name, if any) and ends with status 1 if one has failed."""
     failures, only = 0, sys.argv[1:]
     for function, deadline in _checks:
         name = function.__name__
@@ -286,7 +286,7 @@ def found_disk(device):
 
 
 def iscsi_luns(stores):
-    """Two sessions of two initiators over the loopback interface. PREEMPT AND ABORT works, unlike with tcm_loop."""
+    """Two sessions over the loopback interface. PREEMPT AND ABORT works, unlike with tcm_loop."""
     modprobe('crc32c_generic', 'crc32c', 'iscsi_target_mod', 'iscsi_tcp')
     (TARGET / 'iscsi').mkdir(exist_ok=True)
     sides = []

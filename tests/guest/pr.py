@@ -11,8 +11,9 @@ import struct
 import subprocess
 import time
 
-from lab import run, wait, write
+from lab import run, wait
 from lib import prwire
+from lib.prhelper import sanitized
 from lib.prwire import (  # noqa: F401 (scenarios have them from here)
     CLEAR,
     GOOD,
@@ -57,8 +58,9 @@ class Helper:
         self.path = path or f'/run/helper{next(Helper._numbers)}.sock'
         self.log_path = self.path + '.log'
         self._log = open(self.log_path, 'ab')
+        unfiltered = ['--no-sandbox'] if sanitized(program) else []
         self.process = subprocess.Popen(
-            [*prefix, program, '-k', self.path, *options],
+            [*prefix, program, *unfiltered, '-k', self.path, *options],
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
@@ -203,7 +205,7 @@ def sense(reply, key, asc, ascq):
 
 
 def attention(client, ascq):
-    """The next command of this nexus reports the unit attention 2a/ascq, the one behind it does not any more."""
+    """The next command of this nexus reports the unit attention 2a/ascq, the one behind it does not."""
     sense(client.input(READ_KEYS), 6, 0x2A, ascq)
     good(client.input(READ_KEYS))
 
@@ -213,12 +215,15 @@ def attention(client, ascq):
 
 class _SgIo(ctypes.Structure):
     _fields_ = [
-        ('interface', ctypes.c_int), ('direction', ctypes.c_int), ('cdb_len', ctypes.c_ubyte), ('sense_len', ctypes.c_ubyte),
-        ('iovec_count', ctypes.c_ushort), ('data_len', ctypes.c_uint), ('data', ctypes.c_void_p), ('cdb', ctypes.c_void_p),
-        ('sense', ctypes.c_void_p), ('timeout', ctypes.c_uint), ('flags', ctypes.c_uint), ('pack_id', ctypes.c_int),
-        ('user', ctypes.c_void_p), ('status', ctypes.c_ubyte), ('masked', ctypes.c_ubyte), ('message', ctypes.c_ubyte),
-        ('sense_written', ctypes.c_ubyte), ('host_status', ctypes.c_ushort), ('driver_status', ctypes.c_ushort),
-        ('residual', ctypes.c_int), ('duration', ctypes.c_uint), ('info', ctypes.c_uint),
+        ('interface', ctypes.c_int), ('direction', ctypes.c_int), ('cdb_len', ctypes.c_ubyte),
+        ('sense_len', ctypes.c_ubyte), ('iovec_count', ctypes.c_ushort), ('data_len', ctypes.c_uint),
+        ('data', ctypes.c_void_p), ('cdb', ctypes.c_void_p), ('sense', ctypes.c_void_p),
+        ('timeout', ctypes.c_uint), ('flags', ctypes.c_uint), ('pack_id', ctypes.c_int),
+        ('user', ctypes.c_void_p), ('status', ctypes.c_ubyte), ('masked', ctypes.c_ubyte),
+        ('message', ctypes.c_ubyte),
+        ('sense_written', ctypes.c_ubyte), ('host_status', ctypes.c_ushort),
+        ('driver_status', ctypes.c_ushort), ('residual', ctypes.c_int), ('duration', ctypes.c_uint),
+        ('info', ctypes.c_uint),
     ]  # fmt: skip
 
 
@@ -226,8 +231,17 @@ def scsi(disk, cdb, data=b'', read=0, timeout_ms=20000):
     """A SCSI command straight to the device: (status, sense, data)."""
     buffer = ctypes.create_string_buffer(bytes(data) if data else bytes(read), max(len(data) or read, 1))
     command, sense_buffer = ctypes.create_string_buffer(bytes(cdb), len(cdb)), ctypes.create_string_buffer(64)
-    header = _SgIo(ord('S'), -2 if data else -3 if read else -1, len(cdb), 64, 0, len(data) or read, ctypes.addressof(buffer),
-                   ctypes.addressof(command), ctypes.addressof(sense_buffer), timeout_ms)  # fmt: skip
+    header = _SgIo(
+        interface=ord('S'),
+        direction=-2 if data else -3 if read else -1,
+        cdb_len=len(cdb),
+        sense_len=64,
+        data_len=len(data) or read,
+        data=ctypes.addressof(buffer),
+        cdb=ctypes.addressof(command),
+        sense=ctypes.addressof(sense_buffer),
+        timeout=timeout_ms,
+    )
     fd = os.open(disk, os.O_RDWR | os.O_NONBLOCK)
     try:
         fcntl.ioctl(fd, 0x2285, header)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Debian packages, fetched and unpacked below the user's cache folder without installing them.
 
-Each suite has an apt state of its own, so neither the machine's configuration nor its package lists are touched,
-and no privilege is needed. What is unpacked stays until somebody removes the folder.
+Each suite has an apt state of its own, so neither the machine's configuration nor its lists are touched, and
+no privilege is needed. What is unpacked stays until somebody removes the folder.
 """
 
 import contextlib
@@ -69,7 +69,7 @@ def _mirror():
 
 
 class Suite:
-    """The packages of a suite: 'bookworm', 'bookworm-backports', 'sid'. For use inside locked('apt-SUITE')."""
+    """The packages of a suite: 'bookworm', 'bookworm-backports', 'sid'. Use inside locked('apt-SUITE')."""
 
     def __init__(self, name):
         self.name = name

@@ -4,8 +4,8 @@
     guest = Guest(level='lio', programs=[('build/src/pr-helper/granary-pr-helper', '/usr/bin/pr-helper')])
     guest.run('actions.py', timeout=120).verify()
 
-The guest is a Debian kernel in QEMU without KVM, with an initramfs: busybox, sg3-utils, multipath-tools, udev,
-open-iscsi's iscsistart and Python. All of it is unpacked below the cache folder, nothing is installed.
+The guest is a Debian kernel in QEMU without KVM, with an initramfs: busybox, sg3-utils, multipath-tools,
+udev, open-iscsi's iscsistart and Python. All of it is unpacked below the cache folder, nothing is installed.
 tests/guest/lab.py is the side that runs in the guest; it prints `ok NAME`, `not ok NAME: why` or
 `skip NAME: why` for each check of a scenario.
 
@@ -26,7 +26,7 @@ import time
 
 import pytest
 
-from lib.debian import Unavailable, cache_folder, locked, unpacked, unpacked_kernel
+from lib.debian import Unavailable, locked, unpacked, unpacked_kernel
 from lib.initramfs import MERGED, Initramfs, Modules, add_python
 from lib.tools import TOP, need
 
@@ -63,6 +63,7 @@ MODULES = """
     nvme-loop loop null_blk nbd fuse ext4 crct10dif_generic crc32c_generic crc32c_intel libcrc32c
     sha256_generic vduse virtio_vdpa vhost_vdpa
 """.split()
+FOLDERS = 'dev etc lab mnt proc root run sys tmp usr/bin usr/lib64 usr/sbin var/lib var/tmp'.split()
 ACCOUNTS = {
     '/etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n',
     '/etc/group': 'root:x:0:\ntty:x:5:\ndisk:x:6:\nnogroup:x:65534:\n',
@@ -84,7 +85,7 @@ class Check:
 
 @dataclasses.dataclass
 class Result:
-    """What a run gave: `output` and exit `status` of the script, `console` of the kernel, `seconds`, `checks`."""
+    """What a run gave: `output` and exit `status` of the script, `console` of the kernel, and so on."""
 
     output: str
     status: int
@@ -127,8 +128,10 @@ def parse_checks(output):
 
 def _pairs(entries):
     for entry in entries:
-        source, target = (entry.split(':', 1) if isinstance(entry, str) and ':' in entry else
-                          entry if isinstance(entry, tuple) else (entry, None))  # fmt: skip
+        if isinstance(entry, tuple):
+            source, target = entry
+        else:
+            source, _, target = str(entry).partition(':')
         if '/' not in str(source):
             source = shutil.which(str(source)) or source
         source = pathlib.Path(source).absolute()
@@ -148,8 +151,7 @@ def _kernel_image(root):
 def _fill_base(archive, kernel):
     root = unpacked('userland', 'bookworm', USERLAND)
     _, release, tree = _kernel_image(kernel)
-    for name in ('dev', 'proc', 'sys', 'run', 'tmp', 'var/tmp', 'var/lib', 'mnt', 'root', 'lab', 'etc', 'usr/bin', 'usr/sbin',
-                 'usr/lib/x86_64-linux-gnu', 'usr/lib64'):  # fmt: skip
+    for name in FOLDERS:
         archive.folder(name)
     for name in MERGED:
         archive.link(name, f'usr/{name}')
@@ -224,18 +226,29 @@ def _fill_newer(archive):
 class Guest:
     """A guest to be.
 
-    level      what is prepared before the script: 'none'; 'lio' a LUN with two nexuses (tcm_loop); 'mpath' the
-               same with multipathd and a map; 'iscsi' and 'iscsimpath' over two iSCSI sessions
+    level      what is prepared before the script: 'none'; 'lio' a LUN with two nexuses (tcm_loop); 'mpath'
+               the same with multipathd and a map; 'iscsi' and 'iscsimpath' over two iSCSI sessions
     kernel     '6.1', '6.12' or '7'
     programs   paths of the host, or 'host:guest' or (host, guest): copied with their shared libraries
     files      (host, guest) files or folders, copied as they are
     newer      Debian sid's multipath-tools and C library instead of bookworm's
-    settings   of the lab: LAB_SIZE (MiB of a LUN), LAB_LUNS (how many), LAB_NEXUSES (3: a third one that no map
+    settings   of the lab: LAB_SIZE (MiB of a LUN), LAB_LUNS (how many), LAB_NEXUSES (3: a third that no map
                has), and for multipath.conf LAB_RKEY (reservation_key), LAB_POLICY, LAB_MULTIPATH (more lines)
     """
 
-    def __init__(self, level='none', kernel='6.12', programs=(), files=(), memory=512, cpus=1, qemu_args=(), append='',
-                 newer=False, settings=None):  # fmt: skip
+    def __init__(
+        self,
+        level='none',
+        kernel='6.12',
+        programs=(),
+        files=(),
+        memory=512,
+        cpus=1,
+        qemu_args=(),
+        append='',
+        newer=False,
+        settings=None,
+    ):
         assert level in LEVELS
         self._level, self._kernel, self._newer = level, kernel, newer
         self._programs, self._files = list(_pairs(programs)), list(_pairs(files))
@@ -301,7 +314,8 @@ class Guest:
         command += ['-device', 'virtio-rng-pci', '-kernel', str(image), '-initrd', str(folder / 'initrd')]
         command += ['-serial', f'file:{folder}/console', '-serial', f'file:{folder}/output', '-append']
         command += [
-            'console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init tsc=reliable random.trust_cpu=on mitigations=off nokaslr '
+            'console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init tsc=reliable random.trust_cpu=on '
+            'mitigations=off nokaslr '
             f'{self._append}'.strip()
         ]
         command += self._qemu_args

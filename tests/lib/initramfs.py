@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes initramfs archives (the "newc" format of cpio): programs with their libraries, kernel modules, Python.
+"""Writes initramfs archives (the "newc" format of cpio): programs with libraries, kernel modules, Python.
 
 Nothing is copied to a staging folder, no privilege is needed, and the same input gives the same bytes.
 """
@@ -114,7 +114,7 @@ def _write_entry(output, number, path, mode, data):
 
 
 def shared_libraries(program, root=None):
-    """Paths of the libraries and the loader of a program, as the loader (that of `root`, if any) finds them."""
+    """Paths of the libraries and the loader of a program, as the loader (of `root`, if any) finds them."""
     folders = [root / 'usr/lib/x86_64-linux-gnu', root / 'usr/lib'] if root else []
     environment, command = dict(os.environ, LC_ALL='C'), ['ldd', str(program)]
     loader = root / 'usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2' if root else None
