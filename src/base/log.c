@@ -3,12 +3,14 @@
 
 #include "base/mem.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <syslog.h>
+#include <unistd.h>
 
 static const char *program = "granary";
 static char *current_location;
-static bool to_syslog;
+static bool to_syslog, never_wait;
 
 void log_set_program(const char *name)
 {
@@ -39,12 +41,28 @@ void log_use_syslog(void)
     to_syslog = true;
 }
 
+void log_never_wait(void)
+{
+    never_wait = true;
+}
+
+/* Whether a line can be written to standard error: a pipe that polls as writable has room for PIPE_BUF bytes.
+ */
+static bool has_room(void)
+{
+    struct pollfd entry = {.fd = STDERR_FILENO, .events = POLLOUT};
+
+    return !never_wait || poll(&entry, 1, 0) != 0;
+}
+
 static void line(int priority, const char *kind, const char *fmt, va_list args)
 {
     AUTO_FREE char *text = str_vprintf(fmt, args);
 
     if (to_syslog)
         syslog(priority, "%s%s", kind, text);
+    else if (!has_room())
+        return;
     else if (current_location)
         fprintf(stderr, "%s:%s: %s%s\n", program, current_location, kind, text);
     else

@@ -19,6 +19,9 @@ void log_set_location(const char *location);
 const char *log_location(void);
 /* All messages go to the system's log (syslog(3)) from now on: for whoever gives up standard error. */
 void log_use_syslog(void);
+/* A message that standard error has no room for, as in a pipe that nobody reads, is dropped from now on
+ * instead of being waited for. */
+void log_never_wait(void);
 
 void log_error(const char *fmt, ...) PRINTF(1, 2);
 void log_warn(const char *fmt, ...) PRINTF(1, 2);

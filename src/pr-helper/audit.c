@@ -83,7 +83,7 @@ static bool may_complain(const Options *options)
 
     clock_gettime(CLOCK_MONOTONIC, &now);
     if (!made || now.tv_sec - since >= COMPLAINTS_SECONDS) {
-        if (made > COMPLAINTS)
+        if (made > COMPLAINTS && !options->verbose)
             log_warn("%u more complaints about clients were left out", made - COMPLAINTS);
         since = now.tv_sec;
         made = 0;

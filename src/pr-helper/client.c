@@ -5,17 +5,22 @@
  */
 #include "base/endian.h"
 #include "base/mem.h"
+#include "pr-helper/closer.h"
 #include "pr-helper/options.h"
 #include "pr-helper/pass.h"
 #include "pr-helper/server-priv.h"
 #include "pr-helper/trace.h"
 
+#include <fcntl.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define NS_PER_SECOND UINT64_C(1000000000)
+/* For how long a client is not heard whose user's descriptors cannot be closed. */
+#define DEAF_NS (NS_PER_SECOND / 10)
 
 typedef enum State {
     STATE_HELLO, /* features from the client */
@@ -25,9 +30,17 @@ typedef enum State {
     STATE_ANSWER,
 } State;
 
+/* Somebody who has connections. */
+struct User {
+    List link; /* in Server.users */
+    uid_t uid;
+    unsigned clients;
+};
+
 struct Client {
     Source source;
     List link; /* in Server.waits */
+    User *user;
     uint64_t since_ns;
     Server *server;
     struct ucred peer;
@@ -41,6 +54,31 @@ struct Client {
 
 /* ---- Life ---- */
 
+static User *user_ref(Server *server, uid_t uid)
+{
+    User *user;
+
+    LIST_FOREACH (link, &server->users) {
+        user = LIST_ENTRY(link, User, link);
+        if (user->uid == uid) {
+            user->clients++;
+            return user;
+        }
+    }
+    user = mem_new(User);
+    *user = (User){.uid = uid, .clients = 1};
+    list_append(&server->users, &user->link);
+    return user;
+}
+
+static void user_unref(User *user)
+{
+    if (--user->clients)
+        return;
+    list_remove(&user->link);
+    free(user);
+}
+
 static void set_wait(Client *client, Wait wait)
 {
     list_remove(&client->link);
@@ -51,7 +89,7 @@ static void set_wait(Client *client, Wait wait)
 
 void exchange_free(Exchange *exchange)
 {
-    fd_close(exchange->device_fd);
+    closer_close(exchange->device_fd, exchange->peer.uid);
     free(exchange);
 }
 
@@ -64,6 +102,7 @@ void client_free(Client *client)
     close(client->source.fd);
     list_remove(&client->link);
     server->clients--;
+    user_unref(client->user);
     if (client->state == STATE_COMMAND)
         dispatch_abandon(TAKE(client->exchange));
     else if (client->exchange)
@@ -74,12 +113,12 @@ void client_free(Client *client)
 /* ---- Receiving ---- */
 
 /* Takes what there is of `bytes` bytes at data. 1: complete, 0: not yet, -1: the client is to go. */
-static int receive(Client *client, void *data, size_t bytes, int *ret_fd)
+static int receive(Client *client, void *data, size_t bytes, int *ret_fds)
 {
     ssize_t n;
 
-    if (ret_fd) {
-        n = pass_recv(client->source.fd, (uint8_t *)data + client->done, bytes - client->done, ret_fd);
+    if (ret_fds) {
+        n = pass_recv_all(client->source.fd, (uint8_t *)data + client->done, bytes - client->done, ret_fds);
     } else {
         n = recv(client->source.fd, (uint8_t *)data + client->done, bytes - client->done, 0);
         n = n < 0 ? -errno : n;
@@ -105,11 +144,20 @@ static int take_hello(Client *client)
     return 0;
 }
 
+/* The device's number, or 0. What the kernel knows must do: a file system of the client's own (FUSE) could
+ * let us wait for ever. */
+static dev_t device_of(int fd)
+{
+    struct statx st;
+
+    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0)
+        return 0;
+    return makedev(st.stx_rdev_major, st.stx_rdev_minor);
+}
+
 static void submit(Client *client)
 {
-    struct stat st;
-
-    client->exchange->device = fstat(client->exchange->device_fd, &st) == 0 ? st.st_rdev : 0;
+    client->exchange->device = device_of(client->exchange->device_fd);
     client->state = STATE_COMMAND;
     set_wait(client, WAIT_COMMAND);
     /* A client that half-closes its connection still gets the answer. */
@@ -143,23 +191,52 @@ static int check_cdb(Client *client)
     return 0;
 }
 
+/* Stops listening to a client for a while; the time limit of a request ends it if it does not get better. */
+static void turn_deaf(Client *client)
+{
+    Server *server = client->server;
+
+    source_watch(server, &client->source, 0);
+    if (client->wait == WAIT_IDLE)
+        set_wait(client, WAIT_REQUEST);
+    if (!server->hear_ns)
+        server->hear_ns = server->now_ns + DEAF_NS;
+}
+
+static void hear_again(Server *server)
+{
+    server->hear_ns = 0;
+    LIST_FOREACH (link, &server->waits[WAIT_REQUEST]) {
+        Client *client = LIST_ENTRY(link, Client, link);
+
+        if (!client->source.events)
+            source_watch(server, &client->source, EPOLLIN);
+    }
+}
+
 static int take_cdb(Client *client)
 {
     Exchange *exchange = client->exchange;
-    int fd = -1, r;
+    int fds[PASS_FDS], r;
 
+    if (closer_is_full(client->peer.uid)) {
+        turn_deaf(client);
+        return 0;
+    }
     if (!exchange) {
         exchange = mem_new(Exchange);
         *exchange = (Exchange){.client = client, .peer = client->peer, .device_fd = -1};
         client->exchange = exchange;
     }
-    r = receive(client, exchange->request.cdb, sizeof(exchange->request.cdb), &fd);
-    if (fd >= 0 && exchange->device_fd >= 0) {
-        close(fd);
-        return -1;
+    r = receive(client, exchange->request.cdb, sizeof(exchange->request.cdb), fds);
+    for (unsigned i = 0; i < PASS_FDS; i++) {
+        if (fds[i] >= 0 && exchange->device_fd >= 0)
+            r = -1;
+        if (exchange->device_fd < 0)
+            exchange->device_fd = fds[i];
+        else
+            closer_close(fds[i], client->peer.uid);
     }
-    if (fd >= 0)
-        exchange->device_fd = fd;
     if (client->done && client->wait == WAIT_IDLE)
         set_wait(client, WAIT_REQUEST);
     if (r <= 0)
@@ -273,6 +350,7 @@ void client_new(Server *server, int take_fd, const struct ucred *peer)
 
     *client = (Client){
         .source = {.fd = take_fd, .ready = client_ready},
+        .user = user_ref(server, peer->uid),
         .server = server,
         .peer = *peer,
     };
@@ -304,8 +382,11 @@ uint64_t client_expire(Server *server)
 {
     static const char *const what[WAIT_COUNT] = {
         "says nothing", "is idle", "has sent half a request or does not take the answer", ""};
-    uint64_t next = UINT64_MAX;
+    uint64_t next;
 
+    if (server->hear_ns && server->now_ns >= server->hear_ns)
+        hear_again(server);
+    next = server->hear_ns ? server->hear_ns : UINT64_MAX;
     for (unsigned wait = 0; wait < WAIT_COUNT; wait++) {
         uint64_t limit = limit_ns(server->options, wait);
 
@@ -325,43 +406,28 @@ uint64_t client_expire(Server *server)
     return next;
 }
 
-static unsigned count_of_user(const Server *server, uid_t user)
+/* Whether nothing is lost with the client: its command, if any, has not begun. */
+static bool is_idle(const Client *client)
 {
-    unsigned count = 0;
-
-    for (unsigned wait = 0; wait < WAIT_COUNT; wait++) {
-        LIST_FOREACH (link, &server->waits[wait])
-            count += LIST_ENTRY(link, Client, link)->peer.uid == user;
-    }
-    return count;
+    if (client->state == STATE_COMMAND)
+        return !list_empty(&client->exchange->link);
+    return client->state != STATE_ANSWER;
 }
 
-bool client_evict(Server *server)
+Client *client_to_evict(const Server *server)
 {
-    static const Wait candidates[] = {WAIT_HANDSHAKE, WAIT_IDLE};
     Client *found = NULL;
-    unsigned most = 0;
-    uid_t last = (uid_t)-1;
 
-    for (unsigned i = 0; i < ARRAY_SIZE(candidates); i++) {
-        LIST_FOREACH (link, &server->waits[candidates[i]]) {
+    /* In the order of what is lost with a client; each list is in the order of time. */
+    for (unsigned wait = 0; wait < WAIT_COUNT; wait++) {
+        LIST_FOREACH (link, &server->waits[wait]) {
             Client *client = LIST_ENTRY(link, Client, link);
-            unsigned count;
 
-            /* A user's next ones are younger. */
-            if (client->peer.uid == last || (found && client->peer.uid == found->peer.uid))
-                continue;
-            last = client->peer.uid;
-            count = count_of_user(server, last);
-            if (count > most) {
-                most = count;
+            if (is_idle(client) && (!found || client->user->clients > found->user->clients))
                 found = client;
-            }
         }
     }
-    if (found)
-        client_free(found);
-    return found != NULL;
+    return found;
 }
 
 static void free_if(Server *server, bool (*condition)(const Client *client))
@@ -374,13 +440,6 @@ static void free_if(Server *server, bool (*condition)(const Client *client))
                 client_free(client);
         }
     }
-}
-
-static bool is_idle(const Client *client)
-{
-    if (client->state == STATE_COMMAND)
-        return !list_empty(&client->exchange->link);
-    return client->state != STATE_ANSWER;
 }
 
 static bool is_any(const Client *client)

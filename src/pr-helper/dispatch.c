@@ -6,6 +6,7 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "base/mem.h"
+#include "pr-helper/closer.h"
 #include "pr-helper/keeper.h"
 #include "pr-helper/options.h"
 #include "pr-helper/pass.h"
@@ -130,12 +131,12 @@ bool dispatch_keeper_answer(Server *server)
     int fd = -1;
     ssize_t n = pass_recv(server->keeper.fd, &word, 1, &fd);
 
-    if (n == 0 || (n < 0 && n != -EAGAIN))
+    if (n == 0 || (n < 0 && n != -EAGAIN && n != -EBADMSG))
         return false;
-    if (n < 0 || word != KEEPER_WORKER)
+    if (n == -EAGAIN || (n == 1 && word != KEEPER_WORKER))
         return true;
     server->workers_coming--;
-    if (fd < 0) { /* out of processes or memory: who waits longest is told to try again */
+    if (fd < 0) { /* out of processes, memory or descriptors: who waits longest is told to try again */
         if (!list_empty(&server->queue))
             fail(server, LIST_ENTRY(list_pop(&server->queue), Exchange, link), SCSI_SENSE_IO_TERMINATED);
         return true;
@@ -201,13 +202,20 @@ static Worker *idle_worker(const Server *server)
     return NULL;
 }
 
-/* False: the worker has died; its end is noticed later. */
+/* False: the worker has died. */
 static bool give(Server *server, Worker *worker, Exchange *exchange)
 {
-    if (pass_send(worker->source.fd, &exchange->request, sizeof(exchange->request), exchange->device_fd) < 0)
+    ssize_t n =
+        pass_send(worker->source.fd, &exchange->request, sizeof(exchange->request), exchange->device_fd);
+
+    if (n == -EPIPE || n == -ECONNRESET)
         return false;
     list_remove(&exchange->link);
-    exchange->device_fd = fd_close(exchange->device_fd);
+    if (n < 0) { /* out of memory, or the user has too many descriptors under way: no other worker helps */
+        fail(server, exchange, SCSI_SENSE_IO_TERMINATED);
+        return true;
+    }
+    closer_close(TAKE_FD(exchange->device_fd), exchange->peer.uid);
     exchange->since_ns = server->now_ns;
     worker->exchange = exchange;
     worker->device = exchange->device;
@@ -297,8 +305,8 @@ void dispatch_end(Server *server)
     while (!list_empty(&server->workers)) {
         Worker *worker = LIST_ENTRY(server->workers.next, Worker, link);
 
-        if (worker->exchange)
-            exchange_free(worker->exchange);
+        if (worker->exchange) /* may have been executed, so it is in the log */
+            fail(server, TAKE(worker->exchange), SCSI_SENSE_IO_TERMINATED);
         worker_free(server, worker);
     }
 }

@@ -12,6 +12,7 @@
 #include "pr-helper/worker.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -19,7 +20,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ANSWER_SECONDS = 10 };
+enum {
+    ANSWER_SECONDS = 10,
+    MAX_WORKERS = 2 * LIMIT_PR_HELPER_COMMANDS, /* of the server, and those that are about to end */
+};
 
 typedef struct Keeper {
     const Options *options;
@@ -60,9 +64,14 @@ static NORETURN void be_worker(const Keeper *keeper, int fd)
 {
     AUTO_ERROR Error err = ERROR_INIT;
 
+    sigset_t none;
+
     close(keeper->fd);
     fd_close(keeper->pidfile->fd);
+    fd_close(keeper->socket->file_fd);
     signal(SIGCHLD, SIG_DFL);
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
     prctl(PR_SET_NAME, "pr-worker");
     if (privileges_become_worker(&err) < 0) {
         log_report(&err);
@@ -80,8 +89,8 @@ static int fork_worker(Keeper *keeper)
     int fds[2];
     pid_t pid;
 
-    /* Those that hang in the kernel add up; the server never asks for more. */
-    if (keeper->workers >= LIMIT_PR_HELPER_COMMANDS + 1)
+    /* Those that hang in the kernel add up. */
+    if (keeper->workers >= MAX_WORKERS)
         return -EAGAIN;
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, fds) < 0)
         return -errno;
@@ -120,16 +129,26 @@ static void on_child(int number)
     /* Only there to interrupt the wait for a word. */
 }
 
+/* Reaps workers until there is a word. SIGCHLD is blocked but for the wait, so that none is missed. */
+static void wait_for_word(Keeper *keeper)
+{
+    struct pollfd entry = {.fd = keeper->fd, .events = POLLIN};
+    sigset_t none;
+
+    sigemptyset(&none);
+    do
+        reap(keeper);
+    while (ppoll(&entry, 1, NULL, &none) < 0 && errno == EINTR);
+}
+
 static NORETURN void be_keeper(Keeper *keeper)
 {
     uint8_t word;
     ssize_t n;
 
     for (;;) {
-        reap(keeper);
+        wait_for_word(keeper);
         n = recv(keeper->fd, &word, 1, 0);
-        if (n < 0 && errno == EINTR)
-            continue;
         if (n <= 0)
             break;
         if (word == KEEPER_WORKER) {
@@ -146,7 +165,7 @@ static NORETURN void be_keeper(Keeper *keeper)
 static int prepare(const Keeper *keeper, Error *err)
 {
     struct sigaction child = {.sa_handler = on_child};
-    sigset_t none;
+    sigset_t blocked;
     int r;
 
     /* Signals meant for the program are the server's business, also when they go to all of its processes. */
@@ -155,8 +174,9 @@ static int prepare(const Keeper *keeper, Error *err)
     signal(SIGINT, SIG_IGN);
     signal(SIGHUP, SIG_IGN);
     sigaction(SIGCHLD, &child, NULL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
+    sigemptyset(&blocked);
+    sigaddset(&blocked, SIGCHLD);
+    sigprocmask(SIG_SETMASK, &blocked, NULL);
     prctl(PR_SET_NAME, "pr-keeper");
     /* Nobody can connect any more once the server is gone. */
     close(keeper->socket->fd);
@@ -170,8 +190,8 @@ static int prepare(const Keeper *keeper, Error *err)
     return r;
 }
 
-int keeper_start(
-    const Options *options, const ListenSocket *socket, const Pidfile *pidfile, int *ret_fd, Error *err)
+int keeper_start(const Options *options, const ListenSocket *socket, const Pidfile *pidfile, int server_fd,
+    int *ret_fd, Error *err)
 {
     uint8_t ready = 0;
     int fds[2];
@@ -189,6 +209,7 @@ int keeper_start(
         Keeper keeper = {.options = options, .socket = socket, .pidfile = pidfile, .fd = fds[1]};
 
         close(fds[0]);
+        fd_close(server_fd);
         if (prepare(&keeper, err) < 0) {
             log_report(err);
             _exit(EXIT_FAILURE);

@@ -19,9 +19,9 @@ typedef enum KeeperWord {
 } KeeperWord;
 
 /* Forks the keeper and returns the server's end of the socket (close-on-exec, blocking). Waits until the
- * keeper is ready; its failure is reported here. */
-int keeper_start(const Options *options, const ListenSocket *socket, const Pidfile *pidfile, int *ret_fd,
-    Error *err) MUST_CHECK;
+ * keeper is ready; its failure is reported here. server_fd (-1: none) is a descriptor that is not for it. */
+int keeper_start(const Options *options, const ListenSocket *socket, const Pidfile *pidfile, int server_fd,
+    int *ret_fd, Error *err) MUST_CHECK;
 /* Asks for the removal of the files. */
 void keeper_ask_remove(int fd);
 /* Waits until that is done or the keeper has ended, or for some seconds. */

@@ -87,13 +87,14 @@ static int lock_directory(const char *path)
     return fd;
 }
 
-/* Whether somebody listens there: a full backlog counts. */
+/* Whether somebody uses the socket there. Only "refused" proves that its program is dead: a full backlog, a
+ * socket of another type, or one that we may not connect to, does not. */
 static bool is_live(const struct sockaddr_un *address)
 {
     AUTO_CLOSE int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 
-    return fd >= 0 &&
-           (connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 || errno == EAGAIN);
+    return fd < 0 || connect(fd, (const struct sockaddr *)address, sizeof(*address)) == 0 ||
+           (errno != ECONNREFUSED && errno != ENOENT);
 }
 
 static int clear_path(const struct sockaddr_un *address, Error *err)
@@ -128,15 +129,18 @@ static int bind_path(int fd, const struct sockaddr_un *address, const Options *o
     return 0;
 }
 
+/* The directory may belong to others, who could put something else in the file's place: not to be touched. */
 static int finish_socket(ListenSocket *socket, const Options *options, Error *err)
 {
     struct stat st;
 
-    if (stat(socket->path, &st) < 0)
+    socket->file_fd = open(socket->path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (socket->file_fd < 0 || fstat(socket->file_fd, &st) < 0)
         return err_set_errno(err, -errno, "Socket %s is gone", socket->path);
-    socket->device = st.st_dev;
-    socket->inode = st.st_ino;
-    if (options->has_socket_group && chown(socket->path, (uid_t)-1, options->socket_group) < 0)
+    if (!S_ISSOCK(st.st_mode))
+        return err_set(err, -ENOTSOCK, "Socket %s was replaced by another file", socket->path);
+    if (options->has_socket_group &&
+        fchownat(socket->file_fd, "", (uid_t)-1, options->socket_group, AT_EMPTY_PATH) < 0)
         return err_set_errno(err, -errno, "Cannot set the group of socket %s", socket->path);
     if (listen(socket->fd, BACKLOG) < 0)
         return err_set_errno(err, -errno, "Failed to listen on socket %s", socket->path);
@@ -165,10 +169,11 @@ int listen_create(const char *path, const Options *options, ListenSocket *ret_so
         r = bind_path(fd, &address, options, err);
     if (r < 0)
         return r;
-    made = (ListenSocket){.fd = fd, .path = str_dup(path)};
+    made = (ListenSocket){.fd = fd, .path = str_dup(path), .file_fd = -1};
     r = finish_socket(&made, options, err);
     if (r < 0) {
         unlink(path);
+        fd_close(made.file_fd);
         free(made.path);
         return r;
     }
@@ -179,11 +184,12 @@ int listen_create(const char *path, const Options *options, ListenSocket *ret_so
 
 void listen_remove(const ListenSocket *socket)
 {
-    struct stat st;
+    struct stat made, there;
 
     if (!socket->path)
         return;
     AUTO_CLOSE UNUSED int lock_fd = lock_directory(socket->path);
-    if (lstat(socket->path, &st) == 0 && st.st_dev == socket->device && st.st_ino == socket->inode)
+    if (fstat(socket->file_fd, &made) == 0 && lstat(socket->path, &there) == 0 &&
+        made.st_dev == there.st_dev && made.st_ino == there.st_ino)
         unlink(socket->path);
 }

@@ -8,12 +8,11 @@ typedef struct Options Options;
 
 typedef struct ListenSocket {
     int fd;
-    char *path; /* of the socket file that we made; NULL when the socket was passed to us */
-    dev_t device;
-    ino_t inode;
+    char *path;  /* of the socket file that we made; NULL when the socket was passed to us */
+    int file_fd; /* that file (O_PATH): as long as it is open, no other file can get its number */
 } ListenSocket;
 
-#define LISTEN_SOCKET_INIT ((ListenSocket){.fd = -1})
+#define LISTEN_SOCKET_INIT ((ListenSocket){.fd = -1, .file_fd = -1})
 
 /* The socket that the service manager has passed (sd_listen_fds(3)); *ret_fd is -1 if there is none. Before
  * any fork: it is meant for one process id. */

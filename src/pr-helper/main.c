@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/pidfile.h"
+#include "pr-helper/closer.h"
 #include "pr-helper/keeper.h"
 #include "pr-helper/listen.h"
 #include "pr-helper/options.h"
@@ -22,6 +23,7 @@
 #include "pr-helper/server.h"
 
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef struct Helper {
@@ -37,6 +39,8 @@ static int give_up_privileges(void *opaque, Error *err)
     Helper *helper = opaque;
     int r = privileges_become_server(&helper->options, err);
 
+    if (r == 0)
+        r = closer_start(err);
     if (r == 0 && helper->background_fd >= 0)
         r = background_complete(TAKE_FD(helper->background_fd), err);
     if (r == 0 && helper->options.daemonize)
@@ -66,7 +70,7 @@ static int run(Helper *helper, int passed_fd, Error *err)
         r = pidfile_create(options->pidfile_path, &helper->pidfile, err);
     audit_open();
     if (r == 0)
-        r = keeper_start(options, &helper->socket, &helper->pidfile, &keeper_fd, err);
+        r = keeper_start(options, &helper->socket, &helper->pidfile, helper->background_fd, &keeper_fd, err);
     if (r < 0) {
         listen_remove(&helper->socket);
         pidfile_remove(&helper->pidfile);
@@ -76,6 +80,16 @@ static int run(Helper *helper, int passed_fd, Error *err)
     if (r < 0)
         keeper_ask_remove(keeper_fd);
     keeper_wait_removed(keeper_fd);
+    return r;
+}
+
+/* The socket is made there, but its mode is a matter of the caller's umask. */
+static int start_in_background(Helper *helper, Error *err)
+{
+    mode_t mask = umask(0);
+    int r = background_start(&helper->background_fd, err);
+
+    umask(mask);
     return r;
 }
 
@@ -94,7 +108,7 @@ static int start(Helper *helper, Error *err)
     if (!options->socket_path)
         options->socket_path = options_default_path("sock");
     if (options->daemonize)
-        r = background_start(&helper->background_fd, err);
+        r = start_in_background(helper, err);
     return r < 0 ? r : run(helper, passed_fd, err);
 }
 
@@ -120,6 +134,8 @@ int main(int argc, char **argv)
     }
     options_done(&helper.options);
     free(helper.socket.path);
+    fd_close(helper.socket.fd); /* a thread that hangs (closer.h) keeps the process from ending */
+    fd_close(helper.socket.file_fd);
     fd_close(helper.pidfile.fd);
     free(helper.pidfile.path);
     return status;

@@ -79,7 +79,7 @@ static void print_help(void)
            "      --no-sandbox            without system call filter\n"
            "\n"
            "  -q, --quiet                 do not report what clients do wrong\n"
-           "  -v, --verbose               report every connection and command\n"
+           "  -v, --verbose               report every command\n"
            "  -T, --trace [[enable=]PATTERN][,events=FILE][,file=FILE]\n"
            "                              write trace events; 'help' lists them\n"
            "\n"

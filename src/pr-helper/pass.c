@@ -7,12 +7,11 @@
 #include <string.h>
 #include <sys/socket.h>
 
-/* Room for a second descriptor, so that a client that sends several is noticed; the kernel closes the rest.
- */
 typedef union Control {
     struct cmsghdr header;
-    char bytes[CMSG_SPACE(2 * sizeof(int))];
+    char bytes[CMSG_SPACE(PASS_FDS * sizeof(int))];
 } Control;
+_Static_assert(sizeof(Control) < CMSG_SPACE((PASS_FDS + 1) * sizeof(int)), "no room for more");
 
 ssize_t pass_send(int socket, const void *data, size_t bytes, int fd)
 {
@@ -34,44 +33,41 @@ ssize_t pass_send(int socket, const void *data, size_t bytes, int fd)
     return n < 0 ? -errno : n;
 }
 
-/* Takes the first descriptor into *fd and closes the others; returns how many there were. */
-static unsigned take_fds(const struct cmsghdr *header, int *fd)
-{
-    unsigned count = (unsigned)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int));
-
-    for (unsigned i = 0; i < count; i++) {
-        int one;
-
-        memcpy(&one, CMSG_DATA(header) + i * sizeof(int), sizeof(one));
-        if (*fd < 0)
-            *fd = one;
-        else
-            fd_close(one);
-    }
-    return count;
-}
-
-ssize_t pass_recv(int socket, void *data, size_t bytes, int *ret_fd)
+ssize_t pass_recv_all(int socket, void *data, size_t bytes, int ret_fds[PASS_FDS])
 {
     struct iovec iov = {.iov_base = data, .iov_len = bytes};
     Control control;
     struct msghdr message = {
         .msg_iov = &iov, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof(control)};
-    AUTO_CLOSE int fd = -1;
     unsigned count = 0;
     ssize_t n;
 
+    for (unsigned i = 0; i < PASS_FDS; i++)
+        ret_fds[i] = -1;
     do
         n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC);
     while (n < 0 && errno == EINTR);
     if (n < 0)
         return -errno;
     for (struct cmsghdr *header = CMSG_FIRSTHDR(&message); header; header = CMSG_NXTHDR(&message, header)) {
-        if (header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS)
-            count += take_fds(header, &fd);
+        if (header->cmsg_level != SOL_SOCKET || header->cmsg_type != SCM_RIGHTS)
+            continue;
+        count = (unsigned)((header->cmsg_len - CMSG_LEN(0)) / sizeof(int)); /* there is one such header */
+        memcpy(ret_fds, CMSG_DATA(header), MIN(count, (unsigned)PASS_FDS) * sizeof(int));
     }
-    if (count > 1 || (message.msg_flags & MSG_CTRUNC))
-        return -EBADMSG;
-    *ret_fd = TAKE_FD(fd);
+    return count > 1 || (message.msg_flags & MSG_CTRUNC) ? -EBADMSG : n;
+}
+
+ssize_t pass_recv(int socket, void *data, size_t bytes, int *ret_fd)
+{
+    int fds[PASS_FDS];
+    ssize_t n = pass_recv_all(socket, data, bytes, fds);
+
+    if (n >= 0) {
+        *ret_fd = fds[0];
+        return n;
+    }
+    for (unsigned i = 0; i < PASS_FDS; i++)
+        fd_close(fds[i]);
     return n;
 }

@@ -12,3 +12,9 @@ ssize_t pass_send(int socket, const void *data, size_t bytes, int fd);
  * -1. More than one descriptor, or one that could not be received, is -EBADMSG and all are closed.
  */
 ssize_t pass_recv(int socket, void *data, size_t bytes, int *ret_fd) MUST_CHECK;
+
+/* Enough to notice that there are too many; the kernel closes the rest. */
+enum { PASS_FDS = 2 };
+/* The same, but closes nothing: all descriptors that could be received are the caller's, also with -EBADMSG.
+ */
+ssize_t pass_recv_all(int socket, void *data, size_t bytes, int ret_fds[PASS_FDS]) MUST_CHECK;

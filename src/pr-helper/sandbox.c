@@ -31,6 +31,15 @@ static int add(scmp_filter_ctx filter, uint32_t action, const int *calls, unsign
     return 0;
 }
 
+/* For the system's log and the service manager. Not streams, which lead to services that trust user 0. */
+static int add_datagram_socket(scmp_filter_ctx filter)
+{
+    const uint32_t type_mask = ~(uint32_t)(SOCK_CLOEXEC | SOCK_NONBLOCK);
+
+    return seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 2, SCMP_A0(SCMP_CMP_EQ, AF_UNIX),
+        SCMP_A1(SCMP_CMP_MASKED_EQ, type_mask, SOCK_DGRAM));
+}
+
 int sandbox_enter_server(Error *err)
 {
     static const int calls[] = {
@@ -56,6 +65,8 @@ int sandbox_enter_server(Error *err)
         SCMP_SYS(mremap),
         SCMP_SYS(munmap),
         SCMP_SYS(newfstatat), /* fstat() of the C library */
+        SCMP_SYS(poll),
+        SCMP_SYS(ppoll),
         SCMP_SYS(read),
         SCMP_SYS(recvfrom),
         SCMP_SYS(recvmsg),
@@ -65,6 +76,7 @@ int sandbox_enter_server(Error *err)
         SCMP_SYS(rt_sigreturn),
         SCMP_SYS(sendmsg),
         SCMP_SYS(sendto),
+        SCMP_SYS(statx),
         SCMP_SYS(tgkill), /* abort() */
         SCMP_SYS(time),
         SCMP_SYS(write),
@@ -75,9 +87,11 @@ int sandbox_enter_server(Error *err)
 
     if (!filter)
         return err_set(err, -ENOMEM, "Cannot filter system calls");
-    r = add(filter, SCMP_ACT_ALLOW, calls, ARRAY_SIZE(calls));
+    r = seccomp_attr_set(filter, SCMP_FLTATR_CTL_TSYNC, 1); /* all threads */
     if (r == 0)
-        r = seccomp_rule_add(filter, SCMP_ACT_ALLOW, SCMP_SYS(socket), 1, SCMP_A0(SCMP_CMP_EQ, AF_UNIX));
+        r = add(filter, SCMP_ACT_ALLOW, calls, ARRAY_SIZE(calls));
+    if (r == 0)
+        r = add_datagram_socket(filter);
     if (r == 0)
         r = seccomp_rule_add(
             filter, SCMP_ACT_ALLOW, SCMP_SYS(mmap), 1, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0));

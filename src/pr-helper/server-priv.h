@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the files of the server share. One thread, one epoll set; each event is fetched alone, so that an
- * object may be freed by any handler.
+ * What the files of the server share. One thread (but see closer.h), one epoll set; each event is fetched
+ * alone, so that an object may be freed by any handler.
  *
  * A Client is a connection and has at most one Exchange: a command on its way. An Exchange waits in the queue
  * until the limits allow it and a Worker is free, is then the worker's, and outlives a client that goes away
@@ -17,6 +17,7 @@
 
 typedef struct Server Server;
 typedef struct Client Client;
+typedef struct User User;
 typedef struct Worker Worker;
 
 /* Something in the epoll set. */
@@ -62,12 +63,14 @@ struct Server {
     int epoll_fd;
     uint64_t now_ns, watchdog_ns, next_watchdog_ns;
     uint64_t door_ns; /* no new clients before, while the listener is not watched */
+    uint64_t hear_ns; /* when to listen again to clients that are not watched; 0: there are none */
     uint64_t stop_ns; /* when to give up waiting for commands, while stopping */
     Source listener, signals, keeper;
     bool stopping, stop_now, crowded, broken;
     unsigned max_clients, max_commands;
 
     List waits[WAIT_COUNT]; /* of Client */
+    List users;             /* of User */
     unsigned clients;
     List queue;   /* of Exchange */
     List workers; /* of Worker */
@@ -86,8 +89,9 @@ void client_new(Server *server, int take_fd, const struct ucred *peer);
 void client_free(Client *client);
 /* Frees the clients that have had their time. Returns the time of the next one in ns, or UINT64_MAX. */
 uint64_t client_expire(Server *server);
-/* Frees the longest idle client of the user who has most; false when all are busy. */
-bool client_evict(Server *server);
+/* Who makes room for another: of the user who has most, the client that is idle for longest, or else one
+ * whose command has not begun. NULL when all commands have. */
+Client *client_to_evict(const Server *server);
 /* Frees the clients whose command, if any, has not begun. */
 void client_free_idle(Server *server);
 void client_free_all(Server *server);

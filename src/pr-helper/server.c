@@ -26,7 +26,8 @@ enum {
     CLIENTS_PER_COMMAND = 4,
 };
 
-/* Until descriptors or memory, which the whole system lacks, are tried again. */
+/* Until accepting is tried again after a failure: the system lacks descriptors or memory, or the socket that
+ * was passed to us was shut down. */
 #define PAUSE_NS (NS_PER_SECOND / 10)
 
 static uint64_t clock_ns(void)
@@ -44,10 +45,10 @@ void source_watch(Server *server, Source *source, uint32_t events)
 
     if (events == source->events)
         return;
-    if (epoll_ctl(server->epoll_fd, op, source->fd, &event) < 0)
-        log_warn(
-            "cannot watch a descriptor: %s", strerror(errno)); /* kernel memory: its time limit ends it */
-    source->events = events;
+    if (epoll_ctl(server->epoll_fd, op, source->fd, &event) == 0)
+        source->events = events;
+    else /* kernel memory: its time limit ends it */
+        log_warn("cannot watch a descriptor: %s", strerror(errno));
 }
 
 /* ---- Connections ---- */
@@ -61,7 +62,7 @@ static bool user_is_allowed(const Options *options, uid_t user)
     return !options->allowed_count;
 }
 
-static void greet(Server *server, int take_fd)
+static void greet(Server *server, int take_fd, Client *victim)
 {
     AUTO_CLOSE int fd = take_fd;
     struct ucred peer;
@@ -74,6 +75,8 @@ static void greet(Server *server, int take_fd)
             peer.uid, (int)peer.pid);
         return;
     }
+    if (victim)
+        client_free(victim);
     client_new(server, TAKE_FD(fd), &peer);
 }
 
@@ -86,6 +89,7 @@ static void close_door(Server *server, uint64_t until_ns)
 
 static void listener_ready(Server *server, Source *source, uint32_t events)
 {
+    Client *victim = NULL;
     int fd;
 
     if (server->clients >= server->max_clients) {
@@ -93,15 +97,16 @@ static void listener_ready(Server *server, Source *source, uint32_t events)
             log_warn("%u connections are as many as there can be; the longest idle ones make room",
                 server->clients);
         server->crowded = true;
-        if (!client_evict(server)) {
+        victim = client_to_evict(server);
+        if (!victim) {
             close_door(server, 0); /* until one goes */
             return;
         }
     }
     fd = accept4(source->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
     if (fd >= 0)
-        greet(server, fd);
-    else if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+        greet(server, fd, victim);
+    else
         close_door(server, server->now_ns + PAUSE_NS);
 }
 
@@ -113,7 +118,10 @@ static uint64_t open_door(Server *server)
     if (server->door_ns > server->now_ns)
         return server->door_ns;
     source_watch(server, &server->listener, EPOLLIN);
-    return UINT64_MAX;
+    if (server->listener.events)
+        return UINT64_MAX;
+    server->door_ns = server->now_ns + PAUSE_NS;
+    return server->door_ns;
 }
 
 /* ---- The end ---- */
@@ -262,6 +270,7 @@ static int prepare(Server *server, Error *err)
 {
     for (unsigned wait = 0; wait < WAIT_COUNT; wait++)
         list_init(&server->waits[wait]);
+    list_init(&server->users);
     list_init(&server->queue);
     list_init(&server->workers);
     server->now_ns = clock_ns();
@@ -292,6 +301,7 @@ int server_run(const Options *options, int listen_fd, int keeper_fd, int (*ready
     if (r == 0)
         r = ready(opaque, err);
     if (r == 0) {
+        log_never_wait();
         source_watch(&server, &server.listener, EPOLLIN);
         notify_service_manager("READY=1");
         while (!is_over(&server))

@@ -18,7 +18,7 @@ unsigned worker_deadline_seconds(const Options *options)
     return options->command_timeout + GRACE_SECONDS;
 }
 
-static void execute(const PrRequest *request, int device_fd, const Options *options, WorkerReply *reply)
+static void execute(const PrRequest *request, int take_device_fd, const Options *options, WorkerReply *reply)
 {
     const PrDeviceOptions device_options = {
         .timeout_ms = options->command_timeout * 1000,
@@ -30,11 +30,13 @@ static void execute(const PrRequest *request, int device_fd, const Options *opti
     alarm(worker_deadline_seconds(options));
     if (options->allow_dm_linear)
         privileges_raise_admin();
-    pr_device_inspect(device_fd, &device_options, &reply->device);
+    pr_device_inspect(take_device_fd, &device_options, &reply->device);
     if (pr_device_needs_admin(&reply->device))
         privileges_raise_admin();
     reply->last = pr_device_needs_process(&reply->device, request) || pr_device_needs_admin(&reply->device);
-    pr_device_execute(&reply->device, device_fd, request, &device_options, &reply->reply);
+    pr_device_execute(&reply->device, take_device_fd, request, &device_options, &reply->reply);
+    /* Closing can take for ever, too (FUSE, NFS); this command pays for it, not the next. */
+    close(take_device_fd);
     alarm(0);
 }
 
@@ -51,7 +53,7 @@ void worker_run(int fd, const Options *options)
         if (n != sizeof(request) || device_fd < 0)
             return;
         memset(&reply, 0, sizeof(reply));
-        execute(&request, device_fd, options, &reply);
+        execute(&request, TAKE_FD(device_fd), options, &reply);
         if (pass_send(fd, &reply, sizeof(reply), -1) < 0 || reply.last)
             return;
     }
