@@ -13,7 +13,12 @@
 static NORETURN void wait_and_exit(int fd)
 {
     uint8_t status;
+    sigset_t none;
     ssize_t n;
+
+    /* The signals that the other blocks for itself still end this one. */
+    sigemptyset(&none);
+    sigprocmask(SIG_SETMASK, &none, NULL);
 
     do
         n = read(fd, &status, 1);
@@ -69,16 +74,21 @@ int background_detach(Error *err)
     return 0;
 }
 
-int background_complete(int take_fd, Error *err)
+int background_report(int take_fd, Error *err)
 {
     AUTO_CLOSE int status_fd = take_fd;
     uint8_t status = 0;
-    int r = background_detach(err);
 
-    if (r < 0)
-        return r;
     /* If the first process was killed meanwhile, nobody is left to tell. */
     if (write(status_fd, &status, 1) < 0 && errno != EPIPE)
         return err_set_errno(err, -errno, "Cannot report the end of start-up");
     return 0;
+}
+
+int background_complete(int take_fd, Error *err)
+{
+    AUTO_CLOSE int status_fd = take_fd;
+    int r = background_detach(err);
+
+    return r < 0 ? r : background_report(TAKE_FD(status_fd), err);
 }

@@ -12,8 +12,9 @@
  * thread is started. Standard input and output are still those of the caller.
  */
 int background_start(int *ret_fd, Error *err) MUST_CHECK;
-/* Leaves the working directory, and standard input, output and error; for processes that
- * background_complete() does not end up in. */
+/* Leaves the working directory, and standard input, output and error. */
 int background_detach(Error *err) MUST_CHECK;
-/* Leaves the terminal and the working directory and lets the first process exit with 0. Takes fd. */
+/* The start has succeeded: lets the first process exit with 0. Takes fd. */
+int background_report(int take_fd, Error *err) MUST_CHECK;
+/* Both. */
 int background_complete(int take_fd, Error *err) MUST_CHECK;

@@ -144,24 +144,22 @@ static int take_hello(Client *client)
     return 0;
 }
 
-/* The device's number, or 0. What the kernel knows must do: a file system of the client's own (FUSE) could
- * let us wait for ever. */
-static dev_t device_of(int fd)
+/* What the kernel knows must do: a file system of the client's own (FUSE) could let us wait for ever. */
+static void look_at_device(Exchange *exchange)
 {
     struct statx st;
 
-    if (statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0)
-        return 0;
-    return makedev(st.stx_rdev_major, st.stx_rdev_minor);
+    if (statx(exchange->device_fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) < 0)
+        return;
+    exchange->device = makedev(st.stx_rdev_major, st.stx_rdev_minor);
+    exchange->is_device = S_ISBLK(st.stx_mode) || S_ISCHR(st.stx_mode);
 }
 
 static void submit(Client *client)
 {
-    client->exchange->device = device_of(client->exchange->device_fd);
+    look_at_device(client->exchange);
     client->state = STATE_COMMAND;
     set_wait(client, WAIT_COMMAND);
-    /* A client that half-closes its connection still gets the answer. */
-    source_watch(client->server, &client->source, EPOLLHUP);
     trace_client_command(client->source.fd, client->peer.pid, client->exchange->request.cdb[0],
         pr_cdb_action(client->exchange->request.cdb), client->exchange->request.data_bytes);
     dispatch_submit(client->server, client->exchange);
@@ -296,15 +294,26 @@ void client_answer(Client *client, Exchange *take_exchange)
     client->done = 0;
     pr_wire_reply_put(client->header, &take_exchange->reply);
     set_wait(client, WAIT_REQUEST);
-    source_watch(client->server, &client->source, EPOLLOUT);
     if (send_answer(client) < 0)
         client_free(client);
+    else if (client->state == STATE_ANSWER)
+        source_watch(client->server, &client->source, EPOLLOUT);
 }
 
 /* ---- Events ---- */
 
+/* Something happens during a command. A client that half-closes its connection still gets the answer, and one
+ * that sends its next command early waits. */
+static int interrupt(Client *client, uint32_t events)
+{
+    if (events & (EPOLLHUP | EPOLLERR))
+        return -1;
+    source_watch(client->server, &client->source, EPOLLHUP);
+    return 0;
+}
+
 /* One step of the conversation. 1: go on at once, 0: wait, -1: the client is to go. */
-static int step(Client *client)
+static int step(Client *client, uint32_t events)
 {
     State before = client->state;
     int r;
@@ -324,7 +333,7 @@ static int step(Client *client)
         break;
     case STATE_COMMAND:
     default:
-        return -1; /* only a hang-up is watched for */
+        return interrupt(client, events);
     }
     if (r >= 0 && client->state != before)
         client->done = 0;
@@ -337,7 +346,7 @@ static void client_ready(Server *server, Source *source, uint32_t events)
     int r;
 
     do
-        r = step(client);
+        r = step(client, events);
     while (r > 0);
     if (r < 0)
         client_free(client);

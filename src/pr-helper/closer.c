@@ -4,10 +4,7 @@
 #include "base/list.h"
 #include "base/mem.h"
 
-#include <fcntl.h>
 #include <pthread.h>
-#include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 enum {
@@ -68,25 +65,12 @@ int closer_start(Error *err)
     return 0;
 }
 
-/* As far as the kernel knows without asking the file system. */
-static bool is_device(int fd)
-{
-    struct statx st;
-
-    return statx(fd, "", AT_EMPTY_PATH | AT_STATX_DONT_SYNC, STATX_TYPE, &st) == 0 &&
-           (S_ISBLK(st.stx_mode) || S_ISCHR(st.stx_mode));
-}
-
 void closer_close(int take_fd, uid_t user)
 {
     Closing *closing;
 
     if (take_fd < 0)
         return;
-    if (is_device(take_fd)) {
-        close(take_fd);
-        return;
-    }
     closing = mem_new(Closing);
     *closing = (Closing){.fd = take_fd, .user = user};
     pthread_mutex_lock(&lock);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Closing descriptors of clients. To close a file can take for ever: its file system is asked, and that may
- * be a program of the client (FUSE) or a dead server (NFS); not even SIGKILL ends the wait. So what is no
- * device is closed by threads that have nothing else to do, and a user can keep few of them waiting.
+ * be a program of the client (FUSE) or a dead server (NFS); the last close of a disk writes what is still in
+ * the cache. Not even SIGKILL ends the wait. So it is done by threads that have nothing else to do, and a
+ * user can keep few of them waiting.
  */
 #pragma once
 

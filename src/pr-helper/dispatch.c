@@ -13,6 +13,7 @@
 #include "pr-helper/server-priv.h"
 #include "pr-helper/trace.h"
 
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -101,14 +102,15 @@ static void worker_ready(Server *server, Source *source, uint32_t events)
 
     if (n < 0 && (errno == EAGAIN || errno == EINTR))
         return;
-    if (n != sizeof(answer) || !exchange) {
+    if (n < (ssize_t)WORKER_REPLY_BYTES || (size_t)n != WORKER_REPLY_BYTES + answer.reply.data_bytes ||
+        !exchange) {
         worker_died(server, worker);
         return;
     }
     worker->exchange = NULL;
     if (answer.last)
         worker_free(server, worker);
-    exchange->reply = answer.reply;
+    memcpy(&exchange->reply, &answer.reply, offsetof(PrReply, data) + answer.reply.data_bytes);
     finish(server, exchange, &answer.device);
 }
 
@@ -205,8 +207,8 @@ static Worker *idle_worker(const Server *server)
 /* False: the worker has died. */
 static bool give(Server *server, Worker *worker, Exchange *exchange)
 {
-    ssize_t n =
-        pass_send(worker->source.fd, &exchange->request, sizeof(exchange->request), exchange->device_fd);
+    ssize_t n = pass_send(
+        worker->source.fd, &exchange->request, worker_request_bytes(&exchange->request), exchange->device_fd);
 
     if (n == -EPIPE || n == -ECONNRESET)
         return false;
@@ -215,7 +217,11 @@ static bool give(Server *server, Worker *worker, Exchange *exchange)
         fail(server, exchange, SCSI_SENSE_IO_TERMINATED);
         return true;
     }
-    closer_close(TAKE_FD(exchange->device_fd), exchange->peer.uid);
+    /* The worker's is still open, so nothing of a device is written back by this. */
+    if (exchange->is_device)
+        exchange->device_fd = fd_close(exchange->device_fd);
+    else
+        closer_close(TAKE_FD(exchange->device_fd), exchange->peer.uid);
     exchange->since_ns = server->now_ns;
     worker->exchange = exchange;
     worker->device = exchange->device;

@@ -41,12 +41,14 @@ static int give_up_privileges(void *opaque, Error *err)
 
     if (r == 0)
         r = closer_start(err);
-    if (r == 0 && helper->background_fd >= 0)
-        r = background_complete(TAKE_FD(helper->background_fd), err);
+    if (r == 0 && helper->options.daemonize)
+        r = background_detach(err);
     if (r == 0 && helper->options.daemonize)
         log_use_syslog();
     if (r == 0 && helper->options.sandbox)
         r = sandbox_enter_server(err);
+    if (r == 0 && helper->options.daemonize)
+        r = background_report(TAKE_FD(helper->background_fd), err);
     return r;
 }
 

@@ -43,6 +43,7 @@ typedef struct Exchange {
     struct ucred peer;
     int device_fd;
     dev_t device;
+    bool is_device;    /* and not a file, which can be slow to close */
     uint64_t since_ns; /* queued, then begun */
     PrRequest request;
     PrReply reply;

@@ -18,6 +18,11 @@ unsigned worker_deadline_seconds(const Options *options)
     return options->command_timeout + GRACE_SECONDS;
 }
 
+size_t worker_request_bytes(const PrRequest *request)
+{
+    return offsetof(PrRequest, data) + (request->cdb[0] == PR_OUT_OPCODE ? request->data_bytes : 0);
+}
+
 static void execute(const PrRequest *request, int take_device_fd, const Options *options, WorkerReply *reply)
 {
     const PrDeviceOptions device_options = {
@@ -50,11 +55,12 @@ void worker_run(int fd, const Options *options)
         AUTO_CLOSE int device_fd = -1;
         ssize_t n = pass_recv(fd, &request, sizeof(request), &device_fd);
 
-        if (n != sizeof(request) || device_fd < 0)
+        if (n < (ssize_t)offsetof(PrRequest, data) || (size_t)n != worker_request_bytes(&request) ||
+            device_fd < 0)
             return;
-        memset(&reply, 0, sizeof(reply));
+        memset(&reply, 0, WORKER_REPLY_BYTES);
         execute(&request, TAKE_FD(device_fd), options, &reply);
-        if (pass_send(fd, &reply, sizeof(reply), -1) < 0 || reply.last)
+        if (pass_send(fd, &reply, WORKER_REPLY_BYTES + reply.reply.data_bytes, -1) < 0 || reply.last)
             return;
     }
 }

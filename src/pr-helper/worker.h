@@ -10,12 +10,17 @@
 
 typedef struct Options Options;
 
-/* Server to worker: a PrRequest, with the device as descriptor. Worker to server: */
+/* Server to worker: a PrRequest without the unused rest of its data, with the device as descriptor. */
+size_t worker_request_bytes(const PrRequest *request);
+
+/* Worker to server: this, likewise. */
 typedef struct WorkerReply {
-    PrReply reply;
     PrDevice device; /* what it turned out to be, for the log */
     bool last;       /* the worker ends now */
+    PrReply reply;
 } WorkerReply;
+
+#define WORKER_REPLY_BYTES offsetof(WorkerReply, reply.data)
 
 /* Until the server closes the socket. */
 void worker_run(int fd, const Options *options);
