@@ -163,7 +163,7 @@ def test_ready_and_stopping(helpers, tmp, abstract):
         one.spawn('-k', one.path)
         manager.until('READY=1')
         assert one.serves()
-        one.send_signal()
+        one.signal()
         assert 'STOPPING=1' in manager.next()
         one.wait(0)
 

@@ -60,7 +60,7 @@ def test_second_signal_is_harmless(helper):
     served = helper()
     for _ in range(20):
         if served.running():
-            served.send_signal()
+            served.signal()
     served.wait(0)
     assert not served.path.exists()
 
@@ -76,7 +76,7 @@ def test_sigterm_at_any_moment_of_the_start(tmp, rng, helpers):
         end = time.monotonic() + rng.uniform(0, span)
         while time.monotonic() < end:
             pass
-        one.send_signal()
+        one.signal()
         started = time.monotonic()
         codes.append(one.process.wait(DEADLINE))
         assert codes[-1] in (0, -signal.SIGTERM), one.stderr()
@@ -248,7 +248,7 @@ def test_somebody_elses_socket_is_left_alone(helper):
 def test_removed_socket_is_no_error(helper):
     served = helper()
     served.path.unlink()
-    served.send_signal()
+    served.signal()
     served.wait(0)
 
 

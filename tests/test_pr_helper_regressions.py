@@ -323,7 +323,7 @@ def test_file_that_cannot_be_closed(helper, hanging_files, count):
         wait_until(lambda: len(hanging_files.held) >= 2, 'descriptors to hang')
         for _ in range(8):
             assert served.serves()
-        served.send_signal()
+        served.signal()
         wait_until(lambda: not served.path.exists(), 'the socket to go', SOON_SECONDS)
     finally:
         os.kill(child, signal.SIGKILL)
@@ -368,7 +368,7 @@ def test_stop_with_a_command_in_flight_ends_when_it_ends(helper, null):
         client.send(KEYS, [null])
         with pytest.raises(Silent):
             client.reply(0.1)
-        served.send_signal()
+        served.signal()
         wait_until(lambda: not served.path.exists(), 'the socket to go')
         for pid in workers(served):
             os.kill(pid, signal.SIGCONT)

@@ -41,8 +41,15 @@ static void append_list(StrBuf *line, const PrRequest *request)
 {
     unsigned action = pr_cdb_action(request->cdb);
     const char *type = pr_type_name(pr_cdb_type(request->cdb));
+    PrMoveList move;
     PrOutList list;
 
+    if (action == PR_OUT_REGISTER_AND_MOVE) {
+        if (pr_move_list_get(request->data, request->data_bytes, &move))
+            strbuf_printf(line, " key=0x%" PRIx64 " service-key=0x%" PRIx64 " unregister=%s port=%u",
+                move.key, move.service_key, move.unregister ? "yes" : "no", move.relative_port);
+        return;
+    }
     if (pr_out_list_get(request->data, request->data_bytes, &list))
         strbuf_printf(line, " key=0x%" PRIx64 " service-key=0x%" PRIx64, list.key, list.service_key);
     if (action == PR_OUT_RESERVE || action == PR_OUT_RELEASE || action == PR_OUT_PREEMPT ||

@@ -19,6 +19,7 @@ from pr import (
     attention,
     can_read,
     can_write,
+    check_each_type,
     conflict,
     dd_writes,
     fenced,
@@ -128,17 +129,7 @@ def reserve_type(kind):
     assert fenced(Y.disk) == (True, True)
 
 
-def _reserve_checks():
-    for kind, name in TYPES.items():
-
-        def one(kind=kind):
-            reserve_type(kind)
-
-        one.__name__ = 'reserve_' + name.replace(',', '').replace(' ', '_')
-        check(one)
-
-
-_reserve_checks()
+check_each_type(reserve_type)
 
 
 @check

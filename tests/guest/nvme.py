@@ -18,10 +18,10 @@ from pr import (
     REGISTER,
     REGISTER_AND_MOVE,
     REPORT_CAPABILITIES,
-    TYPES,
     Helper,
     can_read,
     can_write,
+    check_each_type,
     conflict,
     good,
     prwire,
@@ -200,17 +200,7 @@ def reserve_type(kind):
     assert x.reservation() is None and can_write(Y)
 
 
-def _reserve_checks():
-    for kind, name in TYPES.items():
-
-        def one(kind=kind):
-            reserve_type(kind)
-
-        one.__name__ = 'reserve_' + name.replace(',', '').replace(' ', '_')
-        check(one)
-
-
-_reserve_checks()
+check_each_type(reserve_type)
 
 
 @check

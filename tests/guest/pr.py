@@ -11,7 +11,7 @@ import struct
 import subprocess
 import time
 
-from lab import run, wait
+from lab import check, run, wait
 from lib import prwire
 from lib.prhelper import sanitized
 from lib.prwire import (  # noqa: F401 (scenarios have them from here)
@@ -327,3 +327,14 @@ def dd_writes(disk):
         'dd', 'if=/dev/zero', f'of={disk}', 'bs=4096', 'count=1', 'oflag=direct', 'conv=notrunc', ok=None
     )
     return done.returncode == 0
+
+
+def check_each_type(scenario):
+    """A check for each type of reservation: scenario(type)."""
+    for kind, name in TYPES.items():
+
+        def one(kind=kind):
+            scenario(kind)
+
+        one.__name__ = 'reserve_' + name.replace(',', '').replace(' ', '_')
+        check(one)

@@ -258,7 +258,7 @@ class Guest:
     def _overlay(self, script, args, below):
         archive = Initramfs(below)
         archive.file(HERE / 'init', '/init')
-        for module in ('lab.py', 'pr.py', 'lib/prwire.py', 'lib/prhelper.py', 'lib/__init__.py'):
+        for module in ('lab.py', 'pr.py', 'lib/program.py', 'lib/prwire.py', 'lib/prhelper.py', 'lib/__init__.py'):
             archive.file((HERE.parent if '/' in module else HERE) / module, f'/lab/{module}')
         if isinstance(script, pathlib.Path) or '\n' not in script:
             script = (HERE / script).read_text()

@@ -7,15 +7,12 @@ Only what a bare Python has: the differential test uses this inside the guest to
 
 import os
 import pathlib
-import re
-import signal
 import socket
-import subprocess
 import sys
-import time
 
 from lib import prwire
-from lib.prwire import DEADLINE, Connection
+from lib.program import Program, StartError, cpu_seconds, wait_until  # noqa: F401
+from lib.prwire import Connection
 
 COMPAT = pathlib.Path(__file__).resolve().parents[2] / 'build' / 'compat'
 if 'GRANARY_DAEMON' in os.environ:
@@ -23,7 +20,6 @@ if 'GRANARY_DAEMON' in os.environ:
 BINARY = os.environ.get('GRANARY_PR_HELPER', str(COMPAT / 'qemu-pr-helper'))
 # A sanitizer's run-time does what the filter of system calls forbids.
 SANITIZER_MARK = b'__asan_init'
-SANITIZER = re.compile(r'(ERROR|WARNING): \w*Sanitizer|runtime error:|AddressSanitizer|Assertion .* failed')
 # Passes descriptor argv[1] on as 3, 4, ... (argv[2] times), as a service manager does; argv[3]: LISTEN_PID.
 ACTIVATE = """
 import os, sys
@@ -33,17 +29,6 @@ os.environ['LISTEN_PID'] = sys.argv[3] or str(os.getpid())
 os.environ['LISTEN_FDS'] = sys.argv[2]
 os.execv(sys.argv[4], sys.argv[4:])
 """
-
-
-def wait_until(condition, what, deadline=DEADLINE):
-    """Polls until condition() is true and returns its value."""
-    end = time.monotonic() + deadline
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f'waited {deadline:.0f} s in vain: {what}'
-        time.sleep(0.002)
 
 
 def sanitized(binary):
@@ -62,11 +47,6 @@ def status(pid):
 def may_run():
     """Whether a helper that is started here has the capability that it needs (CAP_SYS_RAWIO)."""
     return bool(int(status('self')['CapEff'], 16) & 1 << 17)
-
-
-def cpu_seconds(pid):
-    fields = pathlib.Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def processes(word):
@@ -104,37 +84,20 @@ def greets(path):
         return False
 
 
-class StartError(Exception):
-    """The helper ended instead of becoming ready."""
-
-    def __init__(self, helper):
-        self.exit_code = helper.process.returncode
-        self.stderr = helper.stderr()
-        super().__init__(f'exit {self.exit_code}: {self.stderr}')
-
-
-class PrHelper:
+class PrHelper(Program):
     """A helper in a directory, with its socket there unless told otherwise."""
 
-    count = 0
+    letter = 'h'
 
     def __init__(self, directory, binary=None, environment=None):
-        PrHelper.count += 1
-        self.directory = pathlib.Path(directory)
-        self.binary = str(binary or BINARY)
-        self.name = f'h{PrHelper.count}'
+        super().__init__(directory, binary or BINARY, environment)
         self.path = self.directory / f'{self.name}.sock'
-        self.error_path = self.directory / f'{self.name}-stderr'
-        self.output_path = self.directory / f'{self.name}-stdout'
-        self.environment = dict(os.environ, **(environment or {}))
-        self.process = None
-        self.awaited = False
 
     def command(self, *args):
         plain = ['--no-sandbox'] if sanitized(self.binary) else []
-        return [self.binary, *plain, *[str(a) for a in args]]
+        return super().command(*plain, *args)
 
-    def spawn(self, *args, prefix=(), pass_fds=(), descriptors=None, **options):
+    def spawn(self, *args, descriptors=None, **options):
         """Starts the program with exactly these arguments; descriptors: its limit of open files."""
 
         def limit():
@@ -142,19 +105,7 @@ class PrHelper:
 
             resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors, descriptors))
 
-        with open(self.error_path, 'wb') as err, open(self.output_path, 'wb') as out:
-            self.process = subprocess.Popen(
-                [*prefix, *self.command(*args)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                cwd=self.directory,
-                env=self.environment,
-                pass_fds=pass_fds,
-                preexec_fn=limit if descriptors else None,
-                **options,
-            )
-        return self
+        return super().spawn(*args, preexec_fn=limit if descriptors else None, **options)
 
     def start(self, *args, **options):
         """Starts with a socket and waits until clients are greeted."""
@@ -163,15 +114,7 @@ class PrHelper:
         return self
 
     def wait_ready(self):
-        def ready():
-            ended = self.process.poll() is not None
-            if greets(self.path):
-                return True
-            if ended:
-                raise StartError(self)
-            return False
-
-        wait_until(ready, f'the socket {self.path}')
+        self.wait_for(lambda: greets(self.path), f'the socket {self.path}')
 
     def activate(self, *args, count=1, pid='', listening=True):
         """Starts with a listening socket already there, as a service manager does."""
@@ -184,12 +127,6 @@ class PrHelper:
 
     def connect(self, **options):
         return Connection(self.path, **options)
-
-    def stderr(self):
-        return self.error_path.read_text(errors='replace')
-
-    def stdout(self):
-        return self.output_path.read_text(errors='replace')
 
     def pid(self):
         """The process that serves clients: the one that was started."""
@@ -211,46 +148,5 @@ class PrHelper:
         with open('/dev/null', 'rb+', buffering=0) as null, self.connect() as client:
             return client.command(prwire.pr_in(prwire.READ_KEYS), null).status == prwire.CHECK_CONDITION
 
-    def running(self):
-        return self.process is not None and self.process.poll() is None
-
-    def send_signal(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-
-    def wait(self, exit_code=0, timeout=DEADLINE):
-        """Waits for the end and checks the exit status and that no sanitizer has spoken."""
-        code = self.process.wait(timeout)
-        self.awaited = True
-        text = self.stderr()
-        assert not SANITIZER.search(text), text
-        assert code == exit_code, f'exit status {code}, not {exit_code}: {text}'
-
     def wait_gone(self, what='all processes of the helper to end'):
         wait_until(lambda: not self.family(), what)
-
-    def stop(self, number=signal.SIGTERM, exit_code=0):
-        if self.running():
-            self.send_signal(number)
-        self.wait(exit_code)
-
-    def kill(self):
-        if self.running():
-            self.process.kill()
-        self.process.wait()
-        self.awaited = True
-
-    def cleanup(self):
-        """End of a test: whatever still runs must end well. Then wait_gone()."""
-        if self.process is None:
-            return
-        try:
-            if self.running():
-                self.stop()
-            elif not self.awaited:
-                assert (
-                    self.process.returncode >= 0
-                ), f'crashed with signal {-self.process.returncode}: {self.stderr()}'
-        finally:
-            if self.running():
-                self.kill()
-        assert not SANITIZER.search(self.stderr()), self.stderr()

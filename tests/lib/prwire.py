@@ -5,13 +5,13 @@ Only what a bare Python has: this file also runs inside the test guest. Every wa
 """
 
 import array
-import os
 import select
 import socket
 import struct
 import time
 
-DEADLINE = float(os.environ.get('GRANARY_TEST_DEADLINE', '60'))
+from lib.program import DEADLINE
+
 CDB_BYTES, SENSE_BYTES, HEADER_BYTES, DATA_BYTES = 16, 96, 104, 8192
 GOOD, CHECK_CONDITION, BUSY, RESERVATION_CONFLICT = 0x00, 0x02, 0x08, 0x18
 READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)

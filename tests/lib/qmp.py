@@ -2,11 +2,10 @@
 """A QMP client for tests: every wait has a deadline, every event is kept in the order of arrival."""
 
 import json
-import os
 import socket
 import time
 
-DEADLINE = float(os.environ.get('GRANARY_TEST_DEADLINE', '60'))
+from lib.program import DEADLINE
 
 
 class QmpError(Exception):

@@ -6,11 +6,10 @@ import os
 import pathlib
 import shutil
 import subprocess
-import time
 
 import pytest
 
-from lib.qmp import DEADLINE
+from lib.program import DEADLINE, wait_until  # noqa: F401
 
 TOP = pathlib.Path(__file__).resolve().parents[2]
 # Which Debian package holds a program that a test calls.
@@ -83,14 +82,3 @@ def run(*command, ok=(0,), timeout=DEADLINE * 5, **options):
 
 def output(*command, **options):
     return run(*command, **options).stdout.decode()
-
-
-def wait_until(condition, what, deadline=DEADLINE):
-    """Polls until condition() is true and returns its value."""
-    end = time.monotonic() + deadline
-    while True:
-        value = condition()
-        if value:
-            return value
-        assert time.monotonic() < end, f'waited {deadline:.0f} s in vain: {what}'
-        time.sleep(0.005)
