@@ -409,6 +409,7 @@ def test_features_that_we_do_not_know(daemon, tmp, fake):
     def script(peer):
         peer.hello(features=0xFFFFFFFE)
         asked.append(peer.features)
+        peer.read(1)  # stays until the test is over
 
     fake(script)
     daemon(*manager(tmp))
