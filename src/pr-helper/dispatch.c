@@ -21,7 +21,8 @@
 #define NS_PER_SECOND UINT64_C(1000000000)
 
 enum {
-    IDLE_WORKERS = 2,   /* that are kept */
+    IDLE_WORKERS = 2,   /* that are kept for good */
+    IDLE_SECONDS = 10,  /* for how long the others are */
     COMING_WORKERS = 8, /* asked for at once: the queue may hold many commands of few devices */
     LATE_SECONDS = 2,   /* beyond the worker's own deadline: it does not die, so the kernel holds it */
 };
@@ -63,18 +64,6 @@ static bool worker_is_idle(const Worker *worker)
     return !worker->exchange && !worker->lost;
 }
 
-static void trim_idle_workers(Server *server)
-{
-    unsigned idle = 0;
-
-    LIST_FOREACH_SAFE (link, &server->workers) {
-        Worker *worker = LIST_ENTRY(link, Worker, link);
-
-        if (worker_is_idle(worker) && ++idle > IDLE_WORKERS)
-            worker_free(server, worker);
-    }
-}
-
 /* The worker's process has ended without an answer. */
 static void worker_died(Server *server, Worker *worker)
 {
@@ -108,6 +97,7 @@ static void worker_ready(Server *server, Source *source, uint32_t events)
         return;
     }
     worker->exchange = NULL;
+    worker->idle_since_ns = server->now_ns;
     if (answer.last)
         worker_free(server, worker);
     memcpy(&exchange->reply, &answer.reply, offsetof(PrReply, data) + answer.reply.data_bytes);
@@ -144,7 +134,7 @@ bool dispatch_keeper_answer(Server *server)
         return true;
     }
     Worker *worker = mem_new(Worker);
-    *worker = (Worker){.source = {.fd = fd, .ready = worker_ready}};
+    *worker = (Worker){.source = {.fd = fd, .ready = worker_ready}, .idle_since_ns = server->now_ns};
     list_append(&server->workers, &worker->link);
     server->worker_count++;
     source_watch(server, &worker->source, EPOLLIN);
@@ -246,7 +236,6 @@ void dispatch_run(Server *server)
             server->worker_count + server->workers_coming < server->max_commands)
             want_worker(server);
     }
-    trim_idle_workers(server);
 }
 
 /* ---- Time ---- */
@@ -290,11 +279,32 @@ static uint64_t expire_workers(Server *server)
     return next;
 }
 
+/* A burst of commands leaves more workers than are needed later. */
+static uint64_t expire_idle_workers(Server *server)
+{
+    uint64_t next = UINT64_MAX;
+    unsigned idle = 0;
+
+    LIST_FOREACH_SAFE (link, &server->workers) {
+        Worker *worker = LIST_ENTRY(link, Worker, link);
+
+        if (!worker_is_idle(worker) || ++idle <= IDLE_WORKERS)
+            continue;
+        if (worker->idle_since_ns + IDLE_SECONDS * NS_PER_SECOND > server->now_ns)
+            next = MIN(next, worker->idle_since_ns + IDLE_SECONDS * NS_PER_SECOND);
+        else
+            worker_free(server, worker);
+    }
+    return next;
+}
+
 uint64_t dispatch_expire(Server *server)
 {
-    uint64_t queue = expire_queue(server), workers = expire_workers(server);
+    uint64_t next = expire_queue(server), workers = expire_workers(server),
+             idle = expire_idle_workers(server);
 
-    return MIN(queue, workers);
+    next = MIN(next, workers);
+    return MIN(next, idle);
 }
 
 bool dispatch_busy(const Server *server)

@@ -53,9 +53,10 @@ struct Worker {
     Source source;
     List link;
     Exchange *exchange; /* NULL: idle, or lost */
-    bool lost;          /* overdue: hangs in the kernel */
-    bool changes;       /* its command is not a PERSISTENT RESERVE IN */
-    dev_t device;       /* of its command, while busy or lost */
+    uint64_t idle_since_ns;
+    bool lost;    /* overdue: hangs in the kernel */
+    bool changes; /* its command is not a PERSISTENT RESERVE IN */
+    dev_t device; /* of its command, while busy or lost */
     uid_t user;
 };
 
