@@ -100,6 +100,21 @@ def test_one_device_delays_no_other(helper, wedge):
         assert client.reply().check() == (5, 0x20, 0)
 
 
+def test_workers_of_a_burst_serve_the_next_one(helper, wedge):
+    """They are not ended and forked anew for each command."""
+    served = helper()
+    assert served.serves()
+    bursts = []
+    for _ in range(2):
+        stuck = wedge(served, '/dev/null', DEVICE_COMMANDS)
+        bursts.append(set(workers(served)))
+        stuck.release()
+        for client in stuck.clients:
+            assert client.reply().check() == (5, 0x20, 0)
+        stuck.close()
+    assert len(bursts[0]) >= DEVICE_COMMANDS and bursts[1] == bursts[0]
+
+
 def test_client_that_leaves_its_hanging_command(helper, wedge):
     served = helper()
     assert served.serves()
