@@ -20,10 +20,6 @@ EVERY_SET = ('CapInh', 'CapPrm', 'CapEff', 'CapBnd', 'CapAmb')
 pytestmark = pytest.mark.better
 
 
-def parent(pid):
-    return int(status(pid)['PPid'])
-
-
 class Family:
     """The processes by their part; there is a worker as soon as a command was carried out."""
 
@@ -33,10 +29,7 @@ class Family:
         wait_until(lambda: self.find(helper), 'the three kinds of processes')
 
     def find(self, helper):
-        pids = helper.family()
-        keepers = [pid for pid in pids if pid != self.server and parent(pid) == self.server]
-        self.workers = [pid for pid in pids if parent(pid) in keepers]
-        self.keeper = keepers[0] if len(keepers) == 1 else None
+        self.keeper, self.workers = helper.keeper(), helper.workers()
         return self.keeper and self.workers
 
     def all(self):

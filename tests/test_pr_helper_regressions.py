@@ -19,7 +19,7 @@ import time
 import pytest
 
 from lib import prwire
-from lib.prhelper import ACTIVATE, greets, status, wait_until
+from lib.prhelper import ACTIVATE, children, cpu_seconds, greets, look, wait_until
 from lib.prwire import Connection, Silent, pr_in
 from lib.tools import need
 
@@ -46,19 +46,6 @@ def user(uid):
         yield
     finally:
         os.seteuid(0)
-
-
-def parent(pid):
-    return int(status(pid)['PPid'])
-
-
-def keeper_of(served):
-    return next(pid for pid in served.family() if parent(pid) == served.pid())
-
-
-def workers(served):
-    keeper = keeper_of(served)
-    return [pid for pid in served.family() if parent(pid) == keeper]
 
 
 def links(pid):
@@ -105,8 +92,8 @@ def test_waiting_commands_do_not_push_others_out(helper, null):
     with user(NOBODY):
         many = [served.connect() for _ in range(15)]
     assert quiet.command(KEYS, null).check() == REFUSED
-    os.kill(keeper_of(served), signal.SIGSTOP)  # no new workers
-    for pid in workers(served):
+    os.kill(served.keeper(), signal.SIGSTOP)  # no new workers
+    for pid in served.workers():
         os.kill(pid, signal.SIGSTOP)
     try:
         for client in many:
@@ -150,24 +137,11 @@ def test_listening_socket_that_was_shut_down_is_no_spin(helpers):
         wait_until(lambda: greets(one.path), 'the helper')
         listener.shutdown(socket.SHUT_RDWR)
     wait_until(lambda: not greets(one.path), 'the end of the socket')
-    family = [one.pid(), *[int(pid) for pid in os.listdir('/proc') if pid.isdigit() and is_child(pid, one)]]
-    before = sum(cpu(pid) for pid in family)
+    family = [one.pid(), *children(one.pid(), [int(entry) for entry in os.listdir('/proc') if entry.isdigit()])]
+    before = sum(cpu_seconds(pid) for pid in family)
     time.sleep(1)  # what is measured is the CPU time of this second
-    assert sum(cpu(pid) for pid in family) - before < 0.2
+    assert sum(cpu_seconds(pid) for pid in family) - before < 0.2
     one.stop()
-
-
-def is_child(pid, one):
-    try:
-        return parent(pid) == one.pid()
-    except OSError:
-        return False
-
-
-def cpu(pid):
-    with open(f'/proc/{pid}/stat') as file:
-        fields = file.read().rsplit(')', 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def test_too_many_descriptors_under_way_is_no_spin(helper, null):
@@ -179,14 +153,14 @@ def test_too_many_descriptors_under_way_is_no_spin(helper, null):
     if child == 0:
         hold_descriptors_under_way(null.fileno())
     try:
-        wait_until(lambda: status(child)['State'][0] == 'T', 'descriptors to be under way')
+        wait_until(lambda: look(child, 'State')[:1] == 'T', 'descriptors to be under way')
         with served.connect() as client:
-            first = workers(served)
+            first = served.workers()
             start = time.monotonic()
             reply = client.command(KEYS, null, timeout=SOON_SECONDS)
             assert reply.check() == TERMINATED or reply.status == prwire.BUSY
             assert time.monotonic() - start < SOON_SECONDS
-            assert workers(served) == first, 'workers that can do nothing about it'
+            assert served.workers() == first, 'workers that can do nothing about it'
     finally:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -212,9 +186,9 @@ def test_no_descriptor_for_a_new_worker_is_not_the_end(helper, null):
     served = helper()
     with served.connect() as client:
         assert client.command(KEYS, null).check() == REFUSED
-        keeper = keeper_of(served)
+        keeper = served.keeper()
         os.kill(keeper, signal.SIGSTOP)
-        count, idle = served.fds(), workers(served)
+        count, idle = served.fds(), served.workers()
         for pid in idle:
             os.kill(pid, signal.SIGKILL)
         count -= len(idle)
@@ -363,14 +337,14 @@ def test_stop_with_a_command_in_flight_ends_when_it_ends(helper, null):
     served = helper('--stop-timeout', 60)
     assert served.serves()
     with served.connect() as client:
-        for pid in workers(served):
+        for pid in served.workers():
             os.kill(pid, signal.SIGSTOP)
         client.send(KEYS, [null])
         with pytest.raises(Silent):
             client.reply(0.1)
         served.signal()
         wait_until(lambda: not served.path.exists(), 'the socket to go')
-        for pid in workers(served):
+        for pid in served.workers():
             os.kill(pid, signal.SIGCONT)
         assert client.reply().check() == REFUSED
         start = time.monotonic()
@@ -384,7 +358,7 @@ def test_command_in_flight_at_the_end_is_in_the_log(helper, tmp):
         served = helper('--stop-timeout', 0)
         assert served.serves()
         with served.connect() as client:
-            for pid in workers(served):
+            for pid in served.workers():
                 os.kill(pid, signal.SIGSTOP)
             client.send(prwire.pr_out(prwire.RESERVE, 1) + prwire.out_list(0xABC), [file])
             with pytest.raises(Silent):
@@ -398,7 +372,7 @@ def test_command_in_flight_at_the_end_is_in_the_log(helper, tmp):
 def test_late_keeper_leaves_the_socket_of_the_next_instance(helper, helpers):
     """File systems give the number of a removed file to the next one."""
     served = helper('-q')
-    keeper = keeper_of(served)
+    keeper = served.keeper()
     os.kill(keeper, signal.SIGSTOP)
     served.kill()
     second = helpers()
@@ -465,8 +439,8 @@ def test_keeper_and_workers_have_only_their_descriptors(helpers, tmp):
     one.awaited = True
     try:
         server = int((tmp / 'pid').read_text())
-        keeper = next(pid for pid in one.family() if parent(pid) == server)
-        worker = next(pid for pid in one.family() if parent(pid) == keeper)
+        (keeper,) = children(server, one.family())
+        worker = wait_until(lambda: children(keeper, one.family()), 'a worker')[0]
         kinds = [kind for fd, kind in links(keeper).items() if fd > 2 and not kind.startswith('socket:')]
         assert sorted(kinds) == sorted([str(tmp / 'pid'), str(one.path)]), kinds
         assert not [kind for fd, kind in links(worker).items() if fd > 2 and not kind.startswith('socket:')]

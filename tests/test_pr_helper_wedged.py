@@ -8,9 +8,8 @@ import time
 import pytest
 
 from lib import prwire
-from lib.prhelper import status, wait_until
+from lib.prhelper import children, look, wait_until
 from lib.prwire import Silent, pr_in
-from lib.tools import run
 
 KEYS = pr_in(prwire.READ_KEYS)
 DEVICE_COMMANDS = 4  # at once on one device
@@ -19,23 +18,19 @@ STOP_SECONDS = 8  # more than enough once nothing is left to be waited for
 pytestmark = [pytest.mark.better, pytest.mark.sanitize]
 
 
-def parent(pid):
-    return int(status(pid)['PPid'])
-
-
-def workers(helper):
-    keepers = {pid for pid in helper.family() if parent(pid) == helper.pid()}
-    return [pid for pid in helper.family() if parent(pid) in keepers]
+def zombies_of(pid):
+    everybody = [int(entry) for entry in os.listdir('/proc') if entry.isdigit()]
+    return [child for child in children(pid, everybody) if look(child, 'State')[:1] == 'Z']
 
 
 def signal_workers(helper, number):
-    for pid in workers(helper):
+    for pid in helper.workers():
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             pass
     if number == signal.SIGSTOP:
-        wait_until(lambda: all(status(pid)['State'][0] == 'T' for pid in workers(helper)), 'workers to stop')
+        wait_until(lambda: all(look(pid, 'State')[:1] in ('T', '') for pid in helper.workers()), 'workers to stop')
 
 
 class Wedge:
@@ -107,7 +102,7 @@ def test_workers_of_a_burst_serve_the_next_one(helper, wedge):
     bursts = []
     for _ in range(2):
         stuck = wedge(served, '/dev/null', DEVICE_COMMANDS)
-        bursts.append(set(workers(served)))
+        bursts.append(set(served.workers()))
         stuck.release()
         for client in stuck.clients:
             assert client.reply().check() == (5, 0x20, 0)
@@ -246,5 +241,5 @@ def test_no_zombies(helper):
         assert served.serves()
         signal_workers(served, signal.SIGKILL)
     assert served.serves()
-    listing = run('ps', '-o', 'stat=', '--ppid', str(served.pid()), ok=(0, 1)).stdout.decode().split()
-    assert not [state for state in listing if state.startswith('Z')], listing
+    keeper = served.keeper()
+    wait_until(lambda: not zombies_of(keeper), 'ended workers to be reaped')

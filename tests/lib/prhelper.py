@@ -44,6 +44,18 @@ def status(pid):
     return {key: value.strip() for key, value in (line.split(':', 1) for line in text.splitlines())}
 
 
+def look(pid, what):
+    """A line of the process' status; '' if it has just ended."""
+    try:
+        return status(pid)[what]
+    except (FileNotFoundError, ProcessLookupError):
+        return ''
+
+
+def children(pid, among):
+    return [child for child in among if look(child, 'PPid') == str(pid)]
+
+
 def may_run():
     """Whether a helper that is started here has the capability that it needs (CAP_SYS_RAWIO)."""
     return bool(int(status('self')['CapEff'], 16) & 1 << 17)
@@ -139,6 +151,13 @@ class PrHelper(Program):
     def family(self):
         """All processes of this helper."""
         return processes(self.path)
+
+    def keeper(self):
+        """The process that keeps the privileges; None if there is none."""
+        return next(iter(children(self.pid(), self.family())), None)
+
+    def workers(self):
+        return children(self.keeper(), self.family())
 
     def cpu_seconds(self):
         return sum(cpu_seconds(pid) for pid in self.family() or [self.pid()])

@@ -35,6 +35,8 @@ PACKAGES = {
     'nm': 'binutils',
     'readelf': 'binutils',
     'pkg-config': 'pkg-config',
+    'strace': 'strace',
+    'systemd-analyze': 'systemd',
 }
 
 
