@@ -4,6 +4,7 @@
 import importlib
 import pkgutil
 import re
+import shutil
 
 import pytest
 
@@ -50,11 +51,14 @@ def test_same_answers(case, arena, peer):
     if peer.major() < 10 and (case.v10 or re.fullmatch(NEEDS_10, case.name)):
         pytest.skip('missing package qemu-utils from bookworm-backports (the reference 10 answers this)')
     runner = RUNNERS[type(case)]
-    ours = runner(Peer(daemon_module.BINARY), arena.fresh(), case)
-    theirs = runner(peer, arena.fresh(), case)
+    directories = arena.fresh(), arena.fresh()
+    ours = runner(Peer(daemon_module.BINARY), directories[0], case)
+    theirs = runner(peer, directories[1], case)
     for entry in ALLOWED:
         if re.fullmatch(entry.case, case.name):
             ours, theirs = entry.check(ours, theirs)
     found = differences(ours, theirs)
     if found:
         pytest.fail('\n'.join(found), pytrace=False)
+    for directory in directories:  # kept after a failure
+        shutil.rmtree(directory)
