@@ -447,9 +447,11 @@ def test_helper_that_closes(tmp, disk, what):
                 timeout=DEADLINE,
             )
         )
-        assert helper.accepted == 1
-    if what == 'list' or what == 'cdb' or (isinstance(what, int) and what > 0):
-        assert done.code == UNKNOWN
+    if what in ('hello', 'features', 0):
+        # Ended before the command, maybe while the connection was idle: then it is tried over a new one.
+        assert helper.accepted in (1, 2)
+    else:
+        assert helper.accepted == 1 and done.code == UNKNOWN
     assert done.code in (UNREACHABLE, UNKNOWN)
     assert ('may or may not' in done.err) == (done.code == UNKNOWN), done.err
 
