@@ -73,3 +73,24 @@
 #define PR_HELPER_HANDSHAKE_SECONDS 5
 #define PR_HELPER_REQUEST_SECONDS 30
 #define PR_HELPER_STOP_SECONDS 10
+
+/* Regions of a virtio front end's memory (vhost-user.rst, CONFIGURE_MEM_SLOTS). */
+#define LIMIT_VIRTIO_REGIONS 509
+/* Entries of a virtqueue, and so the longest chain of descriptors. */
+#define LIMIT_VIRTQUEUE_SIZE 1024
+/* Bytes of one request in a virtqueue (virtio 1.2, 2.7.4: a chain has at most 2^32). */
+#define LIMIT_VIRTQUEUE_REQUEST_BYTES (4 * GIB)
+/* Largest block of a virtio block device, as users may set it (the reference's limit). */
+#define LIMIT_VIRTIO_BLOCK_BYTES (2 * MIB)
+/* Queues of one VDUSE device; its record has an area for each. */
+#define LIMIT_VDUSE_QUEUES 1024
+/* Ranges of one DISCARD or WRITE_ZEROES request of a virtio block driver (as many as Linux ever sends). */
+#define LIMIT_VIRTIO_BLK_RANGES 256
+/* Requests of a FUSE export that one loop has received and not answered yet; more are left to the kernel. */
+#define LIMIT_FUSE_REQUESTS 64
+/* Entries of all queues of a FUSE connection over io_uring together, as far as each queue has two. */
+#define LIMIT_FUSE_RING_ENTRIES 1024
+/* Pieces of guest memory that one request's payload may lie in: every descriptor in two regions. */
+#define LIMIT_VIRTIO_BLK_SEGMENTS (2 * LIMIT_VIRTQUEUE_SIZE)
+/* Loops at a time, the main loop among them. */
+#define LIMIT_LOOPS 256

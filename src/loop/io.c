@@ -101,6 +101,20 @@ int io_fallocate(int fd, int mode, uint64_t offset, uint64_t bytes)
     return file_op(&op);
 }
 
+/* ---- Commands ---- */
+
+bool loop_has_commands(Loop *loop)
+{
+    return loop->backend->has_commands && loop->backend->has_commands(loop);
+}
+
+int io_command(int fd, const IoCommand *command)
+{
+    IoOp op = {.kind = IO_COMMAND, .fd = fd, .data = command};
+
+    return loop_run_op(&op, false);
+}
+
 /* ---- Readiness ---- */
 
 int io_poll(int fd, short events)
@@ -154,6 +168,26 @@ ssize_t io_write(int fd, const void *data, size_t bytes)
     }
 }
 
+ssize_t io_read_now(int fd, void *data, size_t bytes)
+{
+    ssize_t n;
+
+    do {
+        n = read(fd, data, bytes);
+    } while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
+ssize_t io_write_now(int fd, const void *data, size_t bytes)
+{
+    ssize_t n;
+
+    do {
+        n = write(fd, data, bytes);
+    } while (n < 0 && errno == EINTR);
+    return n < 0 ? -errno : n;
+}
+
 int io_write_all(int fd, const void *data, size_t bytes)
 {
     const char *next = data;
@@ -167,6 +201,40 @@ int io_write_all(int fd, const void *data, size_t bytes)
         bytes -= (size_t)n;
     }
     return 0;
+}
+
+/* Without io_uring. The reader must not block even if somebody else takes the count after the wait for it. */
+static int eventfd_poll_and_read(int fd, const struct iovec *iov)
+{
+    int r;
+
+    do {
+        ssize_t n;
+
+        r = io_poll(fd, POLLIN);
+        if (r < 0)
+            return r;
+        n = preadv2(fd, iov, 1, -1, RWF_NOWAIT);
+        r = n < 0 ? -errno : 0;
+    } while (r == -EAGAIN || r == -EINTR);
+    return r;
+}
+
+int io_eventfd_wait(int fd)
+{
+    uint64_t count;
+    struct iovec iov = {&count, sizeof(count)};
+    int r = -EAGAIN;
+
+    if (has_all_kinds()) {
+        IoOp op = {.kind = IO_READV, .fd = fd, .data = &iov, .count = 1, .offset = (uint64_t)-1};
+
+        r = loop_run_op(&op, true);
+    }
+    /* Some kernels do not wait if the descriptor is non-blocking. */
+    if (r == -EAGAIN || r == -EINTR)
+        r = eventfd_poll_and_read(fd, &iov);
+    return MIN(r, 0);
 }
 
 /* ---- Sockets ---- */

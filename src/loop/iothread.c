@@ -7,6 +7,7 @@
 #include "loop/iothread.h"
 
 #include "base/mem.h"
+#include "generated/commands.h"
 #include "generated/types.h"
 
 #include <inttypes.h>
@@ -220,4 +221,38 @@ Loop *iothread_loop(Object *object)
     LoopState *state = object_state(object, &object_kind_iothread);
 
     return state ? state->loop : NULL;
+}
+
+typedef struct Listing {
+    IOThreadInfoList list;
+    size_t capacity;
+} Listing;
+
+static bool add_info(Object *object, void *arg)
+{
+    const LoopState *state = object_state(object, &object_kind_iothread);
+    Listing *listing = arg;
+    IOThreadInfo *info;
+
+    if (!state)
+        return true;
+    info = mem_new(IOThreadInfo);
+    info->id = str_dup(object_id(object));
+    info->thread_id = loop_thread_id(state->loop);
+    info->poll_max_ns = state->settings.poll_max_ns;
+    info->poll_grow = state->settings.poll_grow;
+    info->poll_shrink = state->settings.poll_shrink;
+    info->aio_max_batch = state->settings.aio_max_batch;
+    VEC_GROW(listing->list.items, listing->list.count, listing->capacity);
+    listing->list.items[listing->list.count++] = info;
+    return true;
+}
+
+int qmp_query_iothreads(IOThreadInfoList *ret_result, Error *err)
+{
+    Listing listing = {0};
+
+    object_foreach(add_info, &listing);
+    *ret_result = listing.list;
+    return 0;
 }

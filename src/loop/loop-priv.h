@@ -20,6 +20,7 @@ typedef enum IoKind {
     IO_RECVMSG,
     IO_ACCEPT,
     IO_CONNECT,
+    IO_COMMAND,
 } IoKind;
 
 /* One operation; lives on the stack of the coroutine that waits for it. */
@@ -29,7 +30,7 @@ typedef struct IoOp {
     int flags; /* RWF_*, MSG_*, poll events, fallocate mode, fsync: datasync */
     uint64_t offset;
     uint64_t bytes;
-    const void *data; /* iovec array, buffer, msghdr, sockaddr */
+    const void *data; /* iovec array, buffer, msghdr, sockaddr, IoCommand */
     unsigned count;   /* of iovecs */
     CoWait wait;      /* completed with the result, or -errno */
     List link;        /* epoll: on the descriptor's list */
@@ -51,6 +52,7 @@ typedef struct LoopBackend {
     void (*turn)(Loop *loop, uint64_t timeout_ns);
     /* True if turn(0) would complete something; cheap, may miss things. */
     bool (*has_completions)(Loop *loop);
+    bool (*has_commands)(Loop *loop); /* NULL: no */
 } LoopBackend;
 
 extern const LoopBackend loop_backend_uring, loop_backend_epoll;
@@ -65,6 +67,8 @@ typedef struct WorkerPool WorkerPool;
 
 struct Loop {
     char name[16];
+    unsigned index; /* in the table of loops */
+    pid_t thread_id;
     CoSched *sched;
     const LoopBackend *backend;
     void *backend_state;
@@ -75,6 +79,7 @@ struct Loop {
     uint64_t now_ns;
     LoopOptions options;
     uint64_t poll_ns; /* how long the next wait polls first; adapts up to options.poll_max_ns */
+    List pollers;     /* the active ones */
 
     /* From other threads: posts to run, and whether the loop must be woken for them. */
     _Atomic(LoopPost *) posts;

@@ -9,6 +9,7 @@
  */
 #include "loop/loop-priv.h"
 
+#include "base/limits.h"
 #include "base/log.h"
 #include "base/mem.h"
 
@@ -28,6 +29,8 @@
 
 static __thread Loop *current_loop;
 
+static Loop *all_loops[LIMIT_LOOPS];
+
 uint64_t clock_monotonic_ns(void)
 {
     struct timespec ts;
@@ -44,6 +47,21 @@ Loop *loop_current(void)
 const char *loop_name(const Loop *loop)
 {
     return loop->name;
+}
+
+unsigned loop_index(const Loop *loop)
+{
+    return loop->index;
+}
+
+int64_t loop_thread_id(const Loop *loop)
+{
+    return loop->thread_id;
+}
+
+Loop *loop_at(unsigned index)
+{
+    return all_loops[index];
 }
 
 bool loop_is_io_uring(const Loop *loop)
@@ -177,13 +195,57 @@ int loop_call(Loop *target, int (*fn)(void *arg), void *arg)
     return co_wait_shielded(&call.wait);
 }
 
+/* ---- Pollers ---- */
+
+void loop_poller_start(LoopPoller *poller)
+{
+    if (!poller->link.next)
+        list_append(&current_loop->pollers, &poller->link);
+}
+
+void loop_poller_stop(LoopPoller *poller)
+{
+    list_remove(&poller->link);
+    poller->link = (List){0};
+}
+
+/* True if a poller has found work. */
+static bool look_around(Loop *loop)
+{
+    bool found = false;
+
+    LIST_FOREACH_SAFE (link, &loop->pollers) {
+        LoopPoller *poller = LIST_ENTRY(link, LoopPoller, link);
+
+        found |= poller->look(poller);
+    }
+    return found;
+}
+
+/* The loop is going to sleep; true if it must not. */
+static bool put_pollers_to_sleep(Loop *loop)
+{
+    bool found = false;
+
+    LIST_FOREACH_SAFE (link, &loop->pollers) {
+        LoopPoller *poller = LIST_ENTRY(link, LoopPoller, link);
+
+        if (poller->sleep(poller))
+            found = true;
+        else
+            loop_poller_stop(poller);
+    }
+    return found;
+}
+
 /* ---- The turn ---- */
 
 /* Spins for a while before sleeping; true if something came up. */
 static bool poll_for_work(Loop *loop, uint64_t until_ns)
 {
     while (clock_monotonic_ns() < until_ns) {
-        if (atomic_load_explicit(&loop->posts, memory_order_relaxed) || loop->backend->has_completions(loop))
+        if (atomic_load_explicit(&loop->posts, memory_order_relaxed) || look_around(loop) ||
+            loop->backend->has_completions(loop))
             return true;
     }
     return false;
@@ -221,7 +283,7 @@ static void wait_for_events(Loop *loop)
     }
     if (timeout_ns) {
         atomic_store(&loop->asleep, true);
-        if (atomic_load(&loop->posts))
+        if (put_pollers_to_sleep(loop) || atomic_load(&loop->posts))
             timeout_ns = 0;
     }
     loop->backend->turn(loop, timeout_ns);
@@ -239,7 +301,7 @@ static void turn(Loop *loop)
         run_posts(loop);
         more = co_sched_run(loop->sched) || atomic_load_explicit(&loop->posts, memory_order_relaxed);
     }
-    if (more)
+    if (look_around(loop) || more)
         loop->backend->turn(loop, 0);
     else if (!loop->stopping || loop->group.count)
         wait_for_events(loop);
@@ -278,16 +340,25 @@ static int open_backend(Loop *loop, LoopBackendKind kind)
     return r;
 }
 
+/* NULL if there are too many. */
 static Loop *loop_alloc(const char *name, const LoopOptions *options)
 {
-    Loop *loop = mem_new(Loop);
+    unsigned index = 0;
+    Loop *loop;
 
+    while (index < LIMIT_LOOPS && all_loops[index])
+        index++;
+    if (index == LIMIT_LOOPS)
+        return NULL;
+    loop = all_loops[index] = mem_new(Loop);
+    loop->index = index;
     snprintf(loop->name, sizeof(loop->name), "%s", name);
     loop->options = *options;
     loop->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     loop->sched = co_sched_new(clock_monotonic_ns);
     loop->workers = worker_pool_new(loop);
     co_group_init(&loop->group);
+    list_init(&loop->pollers);
     return loop;
 }
 
@@ -302,6 +373,7 @@ static void loop_release(Loop *loop)
     worker_pool_free(loop->workers);
     co_sched_free(loop->sched);
     fd_close(loop->wake_fd);
+    all_loops[loop->index] = NULL;
     free(loop);
 }
 
@@ -313,6 +385,7 @@ static int loop_enter(Loop *loop, LoopBackendKind kind)
     if (r < 0)
         return r;
     current_loop = loop;
+    loop->thread_id = gettid();
     loop->now_ns = clock_monotonic_ns();
     co_sched_enter(loop->sched);
     return 0;
@@ -347,8 +420,10 @@ int loop_run_main(LoopBackendKind kind, const LoopOptions *options, int (*main_f
 {
     Loop *loop = loop_alloc("main", options);
     MainCall call = {.loop = loop, .fn = main_fn, .arg = arg};
-    int r = loop_enter(loop, kind);
+    int r = loop ? loop_enter(loop, kind) : -EAGAIN;
 
+    if (!loop)
+        return r;
     if (r == 0) {
         co_start(&loop->group, "main", main_body, &call);
         loop_run(loop);
@@ -395,7 +470,11 @@ int loop_new(const char *name, LoopBackendKind kind, const LoopOptions *options,
     sigset_t all, old;
     int r;
 
+    if (!loop)
+        return err_set(
+            err, -EAGAIN, "cannot start the thread of '%s': there are %d already", name, LIMIT_LOOPS);
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* blocked, a fault could not be handled (virtio/mapping.h) */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     r = -pthread_create(&loop->thread, NULL, thread_main, &start);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

@@ -5,10 +5,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -244,6 +247,146 @@ static void test_sleep(void **state)
     run_on_loop(sleep_main, NULL);
 }
 
+/* ---- Eventfds ---- */
+
+static void signal_thrice(void *arg)
+{
+    const uint64_t one = 1;
+
+    for (int i = 0; i < 3; i++) {
+        assert_int_equal(co_sleep_ns(500000), 0);
+        assert_int_equal(write(*(int *)arg, &one, sizeof(one)), sizeof(one));
+    }
+}
+
+static int eventfd_main(void *arg)
+{
+    int fd = eventfd(0, EFD_CLOEXEC | *(int *)arg);
+    const uint64_t many = 5;
+    uint64_t count;
+    CoDeadline deadline;
+    CoGroup group;
+
+    assert_int_equal(write(fd, &many, sizeof(many)), sizeof(many));
+    assert_int_equal(io_eventfd_wait(fd), 0);
+    co_deadline_begin(&deadline, 2000000);
+    assert_int_equal(io_eventfd_wait(fd), -ETIMEDOUT);
+    co_deadline_end(&deadline);
+    /* The interrupted wait has really ended: it does not take this count. */
+    assert_int_equal(write(fd, &many, sizeof(many)), sizeof(many));
+    assert_int_equal(co_sleep_ns(1000000), 0);
+    assert_int_equal(read(fd, &count, sizeof(count)), sizeof(count));
+    assert_int_equal(count, many);
+    co_group_init(&group);
+    co_start(&group, "signal", signal_thrice, &fd);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(io_eventfd_wait(fd), 0);
+    co_group_join(&group);
+    close(fd);
+    return 0;
+}
+
+static void test_eventfd(void **state)
+{
+    int flags = 0;
+
+    run_on_loop(eventfd_main, &flags);
+    flags = EFD_NONBLOCK;
+    run_on_loop(eventfd_main, &flags);
+}
+
+/* ---- Pollers ---- */
+
+/* Work that another thread leaves in memory; it writes to the eventfd only if asked to. */
+typedef struct Inbox {
+    LoopPoller poller;
+    atomic_uint brought;
+    atomic_bool wants_signal;
+    unsigned taken, sleeps;
+    int fd;
+    CoWait wait;
+} Inbox;
+
+#define BROUGHT_MAX 2000
+
+static void *bring(void *arg)
+{
+    Inbox *inbox = arg;
+    const uint64_t one = 1;
+
+    for (unsigned i = 1; i <= BROUGHT_MAX; i++) {
+        atomic_store(&inbox->brought, i);
+        if (atomic_exchange(&inbox->wants_signal, false))
+            assert_int_equal(write(inbox->fd, &one, sizeof(one)), sizeof(one));
+        if (i % 50 == 0)
+            usleep(i % 100 ? 20 : 300);
+    }
+    return NULL;
+}
+
+static bool inbox_look(LoopPoller *poller)
+{
+    Inbox *inbox = CONTAINER_OF(poller, Inbox, poller);
+
+    inbox->taken = atomic_load(&inbox->brought);
+    if (inbox->taken < BROUGHT_MAX || inbox->wait.done)
+        return false;
+    co_wake(&inbox->wait, 0);
+    return true;
+}
+
+static bool inbox_sleep(LoopPoller *poller)
+{
+    Inbox *inbox = CONTAINER_OF(poller, Inbox, poller);
+
+    inbox->sleeps++;
+    atomic_store(&inbox->wants_signal, true);
+    return inbox_look(poller);
+}
+
+static void inbox_body(void *arg)
+{
+    Inbox *inbox = arg;
+
+    while (io_eventfd_wait(inbox->fd) == 0)
+        loop_poller_start(&inbox->poller);
+}
+
+static int join(void *arg)
+{
+    return pthread_join(*(pthread_t *)arg, NULL);
+}
+
+static int poller_main(void *arg)
+{
+    Inbox inbox = {.poller = {.look = inbox_look, .sleep = inbox_sleep}, .fd = eventfd(0, EFD_CLOEXEC)};
+    CoGroup group;
+    pthread_t thread;
+
+    co_group_init(&group);
+    co_start(&group, "inbox", inbox_body, &inbox);
+    loop_poller_start(&inbox.poller);
+    loop_poller_start(&inbox.poller);
+    assert_int_equal(pthread_create(&thread, NULL, bring, &inbox), 0);
+    co_wait_shielded(&inbox.wait);
+    assert_int_equal(loop_work(join, &thread), 0);
+    co_group_cancel(&group);
+    co_group_join(&group);
+    /* Once it has slept nobody looks any more. */
+    assert_int_equal(co_sleep_ns(1000000), 0);
+    inbox.sleeps = inbox.taken = 0;
+    assert_int_equal(co_sleep_ns(1000000), 0);
+    assert_int_equal(inbox.sleeps + inbox.taken, 0);
+    loop_poller_stop(&inbox.poller);
+    close(inbox.fd);
+    return 0;
+}
+
+static void test_pollers(void **state)
+{
+    run_on_loop(poller_main, NULL);
+}
+
 static int set_uring(void **state)
 {
     kind = LOOP_BACKEND_IO_URING;
@@ -278,6 +421,8 @@ int main(void)
         cmocka_unit_test(test_worker_threads),
         cmocka_unit_test(test_calls_between_loops),
         cmocka_unit_test(test_sleep),
+        cmocka_unit_test(test_eventfd),
+        cmocka_unit_test(test_pollers),
     };
     int failed = cmocka_run_group_tests_name("loop on epoll", tests, set_epoll, NULL);
 

@@ -11,10 +11,14 @@
 #include <errno.h>
 #include <liburing.h>
 #include <poll.h>
+#include <string.h>
 #include <time.h>
 
 #define SQ_ENTRIES 256
 #define CQ_ENTRIES 4096
+/* Operations that are queued before they are submitted, unless the options say otherwise: few enough that a disk works on
+ * the first ones while further ones are made, many enough that the system call does not matter. */
+#define SUBMIT_BATCH 10
 #define NS_PER_S UINT64_C(1000000000)
 
 typedef struct Uring {
@@ -24,8 +28,8 @@ typedef struct Uring {
 
 /* Newest kernels first: each set is refused by kernels that do not know it (6.1, 5.19, 5.6). */
 static const unsigned setup_flags[] = {
-    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
-    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+    IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SQE128,
+    IORING_SETUP_COOP_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_SQE128,
     0,
 };
 
@@ -103,6 +107,15 @@ static void prepare_rw(struct io_uring_sqe *sqe, const IoOp *op)
     sqe->rw_flags = op->flags;
 }
 
+static void prepare_command(struct io_uring_sqe *sqe, const IoOp *op)
+{
+    const IoCommand *command = op->data;
+
+    io_uring_prep_rw(IORING_OP_URING_CMD, sqe, op->fd, command->iov, command->iov_count, 0);
+    sqe->cmd_op = command->op;
+    memcpy(sqe->cmd, command->bytes, sizeof(command->bytes));
+}
+
 static void prepare(struct io_uring_sqe *sqe, const IoOp *op)
 {
     switch (op->kind) {
@@ -128,6 +141,9 @@ static void prepare(struct io_uring_sqe *sqe, const IoOp *op)
     case IO_ACCEPT:
         io_uring_prep_accept(sqe, op->fd, NULL, NULL, op->flags);
         break;
+    case IO_COMMAND:
+        prepare_command(sqe, op);
+        break;
     case IO_CONNECT:
         io_uring_prep_connect(sqe, op->fd, op->data, (socklen_t)op->bytes);
         break;
@@ -138,10 +154,11 @@ static void uring_submit(Loop *loop, IoOp *op)
 {
     Uring *uring = loop->backend_state;
     struct io_uring_sqe *sqe = get_sqe(uring);
+    unsigned batch = loop->options.aio_max_batch ? loop->options.aio_max_batch : SUBMIT_BATCH;
 
     prepare(sqe, op);
     io_uring_sqe_set_data(sqe, op);
-    if (loop->options.aio_max_batch && io_uring_sq_ready(&uring->ring) >= loop->options.aio_max_batch)
+    if (io_uring_sq_ready(&uring->ring) >= batch)
         io_uring_submit(&uring->ring);
 }
 
@@ -217,6 +234,14 @@ static void uring_turn(Loop *loop, uint64_t timeout_ns)
     reap(loop, uring);
 }
 
+/* Commands need the larger entries of the queue, which all kernels have that have commands. */
+static bool uring_has_commands(Loop *loop)
+{
+    struct io_uring *ring = &((Uring *)loop->backend_state)->ring;
+
+    return ring->flags & IORING_SETUP_SQE128;
+}
+
 const LoopBackend loop_backend_uring = {
     .name = "io_uring",
     .has_all_kinds = true,
@@ -226,4 +251,5 @@ const LoopBackend loop_backend_uring = {
     .cancel = uring_cancel,
     .turn = uring_turn,
     .has_completions = uring_has_completions,
+    .has_commands = uring_has_commands,
 };

@@ -89,6 +89,7 @@ static bool start_thread(WorkerPool *pool)
     pthread_attr_init(&attr);
     pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
     sigfillset(&all);
+    sigdelset(&all, SIGBUS); /* blocked, a fault could not be handled (virtio/mapping.h) */
     pthread_sigmask(SIG_SETMASK, &all, &old);
     r = pthread_create(&thread, &attr, worker_main, pool);
     pthread_sigmask(SIG_SETMASK, &old, NULL);

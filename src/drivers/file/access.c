@@ -10,6 +10,7 @@
 #include "drivers/file/file-priv.h"
 
 #include "base/mem.h"
+#include "base/unmount.h"
 #include "generated/trace.h"
 
 #include <errno.h>
@@ -21,13 +22,15 @@
 
 int file_open_path(const char *filename, int flags, mode_t mode)
 {
+    unsigned tries = 0;
     int fd;
 
     if (str_starts(filename, "/dev/fdset/")) /* sets of descriptors exist only in the emulator */
         return -ENOSYS;
-    do {
+    do { /* the file may lie below what a daemon that exported it over its own name has left behind */
         fd = open(filename, flags | O_CLOEXEC | O_NOCTTY, mode);
-    } while (fd < 0 && errno == EINTR);
+    } while (
+        fd < 0 && (errno == EINTR || (tries++ < UNMOUNT_TRIES && unmount_if_dead(filename, -errno))));
     return fd < 0 ? -errno : fd;
 }
 
