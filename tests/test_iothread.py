@@ -173,3 +173,121 @@ def test_threads_end_with_their_object(daemon):
     for i in range(8):
         served.cmd('object-del', id=f't{i}')
     wait_until(lambda: threads() <= peak - 4, 'the threads to end')
+
+
+def cpu_of(served):
+    """CPU nanoseconds of each iothread by its object's id."""
+    times = thread_times(served)
+    return {info['id']: times[info['thread-id']] for info in served.cmd('query-iothreads')}
+
+
+def test_connections_spread_over_a_list(daemon, rng):
+    nbd = libnbd()
+    served = daemon(
+        '--object',
+        'iothread,id=a',
+        '--object',
+        'iothread,id=b',
+        '--blockdev',
+        'null-co,node-name=n,size=1073741824',
+        '--export',
+        'nbd,id=e,node-name=n,iothread.0=a,iothread.1=b,writable=on',
+        nbd=True,
+    )
+    handles = [nbd.NBD() for _ in range(2)]
+    for handle in handles:
+        handle.connect_uri(served.uri('n'))
+    before = cpu_of(served)
+    for _ in range(200):
+        for handle in handles:
+            handle.pread(1 << 20, rng.randrange(1000) << 20)
+    after = cpu_of(served)
+    used = [after[name] - before[name] for name in 'ab']
+    assert min(used) > max(used) / 10, used
+    for handle in handles:
+        handle.shutdown()
+
+
+@pytest.mark.parametrize('kind', ['raw', 'qcow2'])
+def test_many_connections_on_many_threads(kind, daemon, tmp, rng):
+    """Connections on three loops change one node; each its own part of it."""
+    nbd = libnbd()
+    need('qemu-img')
+    size = 24 << 20
+    if kind == 'qcow2':
+        path = images.make(Image('q', opts(cluster_size=4096), size), tmp, rng)
+        content = images.to_raw(path)
+    else:
+        path = tmp / 'raw'
+        content = rng.randbytes(size)
+        path.write_bytes(content)
+    objects = [word for name in 'abc' for word in ('--object', f'iothread,id={name}')]
+    served = daemon(
+        *objects,
+        '--blockdev',
+        f'{kind},node-name=n,discard=unmap,file.driver=file,file.filename={path}',
+        nbd=True,
+    )
+    served.export('n', iothread=['a', 'b', 'c'], writable=True)
+    share = size // 6
+    works = []
+    for i in range(6):
+        handle = nbd.NBD()
+        handle.connect_uri(served.uri('n'))
+        works.append(Workload(handle, content[i * share : (i + 1) * share], rng, base=i * share))
+    for _ in range(10):
+        for work, started in [(work, work.begin()) for work in works]:
+            work.finish(started)
+    for work in works:
+        work.compare_all()
+        work.handle.shutdown()
+    served.stop()
+    if kind == 'qcow2':
+        images.check(path)
+
+
+def test_the_node_moves_under_its_clients(daemon, tmp, rng):
+    nbd = libnbd()
+    need('qemu-img')
+    path = images.make(Image('q', opts(), 8 << 20), tmp, rng)
+    content = images.to_raw(path)
+    served = daemon(
+        '--object',
+        'iothread,id=a',
+        '--object',
+        'iothread,id=b',
+        '--blockdev',
+        f'qcow2,node-name=n,discard=unmap,file.driver=file,file.filename={path}',
+        nbd=True,
+    )
+    served.export('n', 'e', iothread='a', writable=True)
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('n'))
+    work = Workload(handle, content, rng)
+    for thread in ('b', None, 'a', 'b') * 3:
+        work.run(rounds=1)
+        served.cmd('x-blockdev-set-iothread', node_name='n', iothread=thread, force=True)
+    work.compare_all()
+    served.cmd('object-del', id='a')
+    served.cmd('object-del', id='b')
+    work.run(rounds=1)
+    work.compare_all()
+    handle.shutdown()
+    served.stop()
+    images.check(path)
+
+
+@pytest.mark.better
+def test_lists_that_make_no_sense(daemon):
+    served = daemon('--object', 'iothread,id=a', '--blockdev', 'null-co,node-name=n', nbd=True)
+
+    def refusal(**options):
+        return served.qmp.error('block-export-add', type='nbd', id='e', node_name='n', **options).desc
+
+    assert refusal(iothread=[]) == "The list of iothreads of export 'e' is empty"
+    assert refusal(iothread=['a', 'b']) == 'iothread "b" not found'
+    assert (
+        refusal(iothread=['a'], fixed_iothread=True)
+        == "'fixed-iothread' cannot be used with a list of iothreads"
+    )
+    served.export('n', 'e', iothread=['a', 'a'])

@@ -122,7 +122,8 @@ static int write_zero_edge(Node *node, uint64_t offset, size_t bytes, unsigned f
         return 0;
     if (flags & REQ_NO_FALLBACK)
         return -ENOTSUP;
-    return align_write(node, offset, io_slice_of(&iov, (void *)zero_buffer, bytes), flags & REQ_FUA);
+    return align_write(
+        node, offset, io_slice_of(&iov, (void *)zero_buffer, bytes), flags & (REQ_FUA | REQ_OUTLIVES));
 }
 
 /* Whole blocks in the middle by the driver's method, partial ones at the ends by writing. */

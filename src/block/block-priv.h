@@ -5,22 +5,37 @@
 #include "block/driver.h"
 #include "generated/types.h"
 
+#include <pthread.h>
+#include <stdatomic.h>
+
 typedef struct NodePrivate {
     Node *node;
     List graph_link; /* newest first */
     List parents;    /* Edge.node_link, newest first */
     List children;   /* Edge.parent_link */
     bool monitor_owned;
-    unsigned depth;              /* nodes that were being opened around this one */
-    bool in_graph;               /* has been opened; false while open() runs */
-    BlockdevOptions *options;    /* as given, owned; for filename reporting. May be NULL */
-    uint64_t write_generation;   /* counts writes that have completed */
-    uint64_t flushed_generation; /* all writes up to here are durable */
-    List serialised;             /* requests that others may have to wait for, see serialise.c */
-    uint64_t write_highest;      /* end of the highest write */
-    EdgeStats closed_stats;      /* of edges that are gone */
-    bool corrupt;                /* a fatal corruption was reported */
+    unsigned depth;                      /* nodes that were being opened around this one */
+    bool in_graph;                       /* has been opened; false while open() runs */
+    BlockdevOptions *options;            /* as given, owned; for filename reporting. May be NULL */
+    _Atomic uint64_t write_generation;   /* counts writes that have completed */
+    _Atomic uint64_t flushed_generation; /* all writes up to here are durable */
+    _Atomic uint64_t write_highest;      /* end of the highest write */
+    pthread_mutex_t serialise_lock;
+    List serialised;        /* requests that others may have to wait for, see serialise.c; with the lock */
+    EdgeStats closed_stats; /* of edges that are gone */
+    bool corrupt;           /* a fatal corruption was reported */
+    Object *iothread;       /* on whose loop the node lives, a reference; NULL: the main loop */
 } NodePrivate;
+
+/*
+ * What an edge counts on one loop. Nothing else touches it, so that several loops can send requests over one
+ * edge without sharing counters; only statistics are read from outside, on that loop or after its end.
+ */
+typedef struct Lane {
+    unsigned in_flight; /* root edges */
+    CoCond changed;     /* drained or in_flight has reached zero */
+    EdgeStats stats;
+} Lane;
 
 struct Edge {
     Node *node;
@@ -29,14 +44,15 @@ struct Edge {
     void *opaque;
     char *name;     /* "file", "backing", "root"; owned */
     unsigned roles; /* EdgeRole */
-    unsigned perm, shared;
+    _Atomic unsigned perm;
+    unsigned shared;
     List node_link, parent_link;
-    unsigned drained;      /* root edges: new requests wait */
-    unsigned in_flight;    /* root edges; counted on the node's home loop */
-    CoCond changed;        /* drained or in_flight has reached zero */
-    unsigned pr_in_flight; /* reservation commands; main loop */
-    CoCond pr_done;        /* pr_in_flight has reached zero */
-    EdgeStats stats;
+    bool fixed_home;          /* root edges: the node must not move */
+    _Atomic unsigned drained; /* root edges: new requests wait */
+    _Atomic(Lane *)
+        lanes[LIMIT_LOOPS]; /* by loop_index(); made by the loop itself when it first uses the edge */
+    unsigned pr_in_flight;  /* reservation commands; main loop */
+    CoCond pr_done;         /* pr_in_flight has reached zero */
 };
 
 /* ---- Graph (node.c, edge.c) ---- */
@@ -75,8 +91,12 @@ char *permission_names(unsigned perm);
 
 /* ---- Drain (drain.c) ---- */
 
-/* Ends a drain whose requests wait on `loop`, the node's home when the drain began. */
-void drain_end_on(Loop *loop, Node *node);
+/* Keeps new requests out of a root edge, waits for those in flight, lets new ones in. Nests. Main loop. */
+void edge_close_gate(Edge *edge);
+void edge_wait_until_idle(Edge *edge);
+void edge_open_gate(Edge *edge);
+/* Makes the calling loop's lane of edge. */
+Lane *edge_new_lane(Edge *edge);
 
 /* ---- Reservation commands (pr.c) ---- */
 
@@ -90,7 +110,7 @@ typedef struct Serialised {
     List link;
     uint64_t offset, bytes;
     bool exclusive; /* others that overlap wait */
-    CoCond done;
+    List waiters;
 } Serialised;
 
 /* Registers a write to the range and waits for overlapping ones that exclude it, or, if exclusive, for all of
@@ -121,7 +141,7 @@ extern const uint8_t zero_buffer[ZERO_BUFFER_BYTES];
 
 /* What stands for the node in messages and query results: a path, or json:{...}. Caller frees. */
 char *node_filename(const Node *node);
-/* Adds the counters of s to sum. */
-void edge_stats_add(EdgeStats *sum, const EdgeStats *s);
+/* Adds what edge has counted on all loops to sum. Main loop. */
+void edge_stats_add(EdgeStats *sum, const Edge *edge);
 /* Format of a header, by asking all drivers. Never NULL ("raw" if none is sure). */
 const Driver *driver_probe(const uint8_t *header, size_t bytes, const char *filename);

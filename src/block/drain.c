@@ -3,30 +3,71 @@
  * Drain: the one way to bring a node to rest. New requests are held at the root edges above the node (exports
  * and jobs); those already inside run to their end. Requests between nodes are never held, so nothing inside
  * can wait for itself.
+ *
+ * Requests come in on several loops, each of which counts its own in a lane of the edge. The gate is one
+ * number that all of them read. Whoever closes it then visits each loop: what that loop had let in before is
+ * counted by then, and what it looks at later finds the gate closed. A lane that is made meanwhile is either
+ * seen here, or its maker sees the closed gate: both sides write first and read second, with a fence between.
  */
 #include "block/block-priv.h"
 
+#include "base/mem.h"
+
 #include <assert.h>
 
-typedef struct DrainCall {
-    Node *node;
-    bool begin;
-} DrainCall;
-
-static void close_gate(Edge *edge)
+Lane *edge_new_lane(Edge *edge)
 {
-    if (edge->drained++ == 0 && edge->user->drained_begin)
-        edge->user->drained_begin(edge->opaque);
+    Lane *lane = mem_new(Lane);
+
+    atomic_store(&edge->lanes[loop_index(loop_current())], lane);
+    atomic_thread_fence(memory_order_seq_cst);
+    return lane;
 }
 
-static void open_gate(Edge *edge)
+/* Runs fn(lane) on each loop that has used the edge; loops that are gone have nothing in flight. */
+static void on_each_loop(Edge *edge, int (*fn)(void *lane))
+{
+    for (unsigned i = 0; i < LIMIT_LOOPS; i++) {
+        Lane *lane = atomic_load(&edge->lanes[i]);
+
+        if (lane && loop_at(i))
+            loop_call(loop_at(i), fn, lane);
+    }
+}
+
+static int wait_until_idle(void *arg)
+{
+    Lane *lane = arg;
+
+    while (lane->in_flight)
+        co_cond_wait_shielded(&lane->changed, NULL);
+    return 0;
+}
+
+static int let_in(void *arg)
+{
+    Lane *lane = arg;
+
+    co_cond_broadcast(&lane->changed);
+    return 0;
+}
+
+void edge_close_gate(Edge *edge)
+{
+    atomic_fetch_add(&edge->drained, 1);
+    atomic_thread_fence(memory_order_seq_cst);
+}
+
+void edge_wait_until_idle(Edge *edge)
+{
+    on_each_loop(edge, wait_until_idle);
+}
+
+void edge_open_gate(Edge *edge)
 {
     assert(edge->drained);
-    if (--edge->drained)
-        return;
-    co_cond_broadcast(&edge->changed);
-    if (edge->user->drained_end)
-        edge->user->drained_end(edge->opaque);
+    if (atomic_fetch_sub(&edge->drained, 1) == 1)
+        on_each_loop(edge, let_in);
 }
 
 static void for_each_root(Node *node, void (*fn)(Edge *edge))
@@ -41,44 +82,17 @@ static void for_each_root(Node *node, void (*fn)(Edge *edge))
     }
 }
 
-static void wait_until_idle(Edge *edge)
-{
-    while (edge->in_flight)
-        co_cond_wait_shielded(&edge->changed, NULL);
-}
-
-static int drain_on_home(void *arg)
-{
-    const DrainCall *call = arg;
-
-    if (call->begin) {
-        for_each_root(call->node, close_gate);
-        for_each_root(call->node, wait_until_idle);
-    } else {
-        for_each_root(call->node, open_gate);
-    }
-    return 0;
-}
-
 void node_drain_begin(Node *node)
 {
-    DrainCall call = {.node = node, .begin = true};
-
     graph_change_begin();
-    loop_call(node->home, drain_on_home, &call);
-    graph_change_end();
-}
-
-void drain_end_on(Loop *loop, Node *node)
-{
-    DrainCall call = {.node = node, .begin = false};
-
-    graph_change_begin();
-    loop_call(loop, drain_on_home, &call);
+    for_each_root(node, edge_close_gate);
+    for_each_root(node, edge_wait_until_idle);
     graph_change_end();
 }
 
 void node_drain_end(Node *node)
 {
-    drain_end_on(node->home, node);
+    graph_change_begin();
+    for_each_root(node, edge_open_gate);
+    graph_change_end();
 }

@@ -20,11 +20,12 @@ typedef struct BlockStatsSpecific BlockStatsSpecific;       /* generated */
 typedef struct BlockdevCreateOptions BlockdevCreateOptions; /* generated */
 
 typedef enum DriverFlags {
-    DRIVER_FORMAT = 1 << 0,   /* interprets a `file` child */
-    DRIVER_PROTOCOL = 1 << 1, /* a leaf: stores bytes itself */
-    DRIVER_FILTER = 1 << 2,   /* shows one child's data unchanged */
-    DRIVER_ANY_LOOP = 1 << 3, /* the request functions may be called on every loop at once */
-    DRIVER_BACKING = 1 << 4,  /* may have a backing child */
+    DRIVER_FORMAT = 1 << 0,        /* interprets a `file` child */
+    DRIVER_PROTOCOL = 1 << 1,      /* a leaf: stores bytes itself */
+    DRIVER_FILTER = 1 << 2,        /* shows one child's data unchanged */
+    DRIVER_ANY_LOOP = 1 << 3,      /* the request functions may be called on every loop at once */
+    DRIVER_BACKING = 1 << 4,       /* may have a backing child */
+    DRIVER_READ_ANY_LOOP = 1 << 5, /* read() alone may be */
 } DriverFlags;
 
 /* Set by open() and again by refresh; the graph fills defaults from the children before open() returns. */
@@ -42,9 +43,9 @@ struct Node {
     const Driver *driver;
     char name[LIMIT_NODE_NAME + 1];
     void *state; /* driver's own, driver->state_size zeroed bytes */
-    Loop *home;
+    _Atomic(Loop *) home;
 
-    uint64_t size;
+    _Atomic uint64_t size;
     NodeLimits limits;
     unsigned write_flags;  /* RequestFlags that driver->write handles itself (REQ_FUA, REQ_COMPRESSED) */
     unsigned zeroes_flags; /* RequestFlags that driver->write_zeroes handles itself (REQ_FUA, REQ_MAY_UNMAP,

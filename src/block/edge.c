@@ -27,6 +27,8 @@ void edge_detach(Edge *edge)
 
 static void edge_free(Edge *edge)
 {
+    for (unsigned i = 0; i < LIMIT_LOOPS; i++)
+        free(edge->lanes[i]);
     free(edge->name);
     free(edge);
 }
@@ -54,7 +56,7 @@ static void edge_disconnect(Edge *edge)
     Node *node = edge->node;
 
     graph_change_begin();
-    edge_stats_add(&node->private->closed_stats, &edge->stats);
+    edge_stats_add(&node->private->closed_stats, edge);
     edge_detach(edge);
     graph_change_end();
     edge_free(edge);
@@ -86,27 +88,19 @@ int edge_open(Node *node, const EdgeUser *user, void *opaque, unsigned perm, uns
     return 0;
 }
 
-static int wait_for_requests(void *arg)
-{
-    Edge *edge = arg;
-
-    edge->drained++;
-    while (edge->in_flight)
-        co_cond_wait_shielded(&edge->changed, NULL);
-    return 0;
-}
-
 void edge_close(Edge *edge)
 {
     if (!edge)
         return;
     edge_wait_for_pr(edge);
-    if (!edge->parent)
-        loop_call(edge->node->home, wait_for_requests, edge);
-    else if (edge->parent->file == edge)
+    if (!edge->parent) {
+        edge_close_gate(edge);
+        edge_wait_until_idle(edge);
+    } else if (edge->parent->file == edge) {
         edge->parent->file = NULL;
-    else if (edge->parent->backing == edge)
+    } else if (edge->parent->backing == edge) {
         edge->parent->backing = NULL;
+    }
     edge_disconnect(edge);
 }
 
@@ -118,6 +112,11 @@ int edge_set_permissions(Edge *edge, unsigned perm, unsigned shared, Error *err)
 Node *edge_node(const Edge *edge)
 {
     return edge->node;
+}
+
+void edge_fix_home(Edge *edge)
+{
+    edge->fixed_home = true;
 }
 
 /* ---- Resizing ---- */

@@ -1,59 +1,146 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Moving a tree of nodes to another loop. */
+/*
+ * Moving nodes to another loop. Everything that hangs together, children and parents, moves at once, while
+ * the requests of all its users are held. Each node holds a reference to the iothread it lives on, so that
+ * the thread outlives it.
+ */
 #include "block/block-priv.h"
 
+#include "base/mem.h"
+#include "generated/commands.h"
 #include "generated/trace.h"
+#include "loop/iothread.h"
 
 #include <errno.h>
+#include <stdlib.h>
 
-static void move_tree(Node *node, Loop *home)
+/* The nodes that hang together. */
+typedef struct Component {
+    Node **nodes;
+    size_t count, capacity;
+} Component;
+
+static bool contains(const Component *c, const Node *node)
 {
-    if (node->home == home)
+    for (size_t i = 0; i < c->count; i++)
+        if (c->nodes[i] == node)
+            return true;
+    return false;
+}
+
+static void collect(Component *c, Node *node)
+{
+    if (contains(c, node))
         return;
-    node->home = home;
+    VEC_GROW(c->nodes, c->count, c->capacity);
+    c->nodes[c->count++] = node;
     LIST_FOREACH (link, &node->private->children)
-        move_tree(LIST_ENTRY(link, Edge, parent_link)->node, home);
+        collect(c, LIST_ENTRY(link, Edge, parent_link)->node);
     LIST_FOREACH (link, &node->private->parents) {
         Edge *edge = LIST_ENTRY(link, Edge, node_link);
 
         if (edge->parent)
-            move_tree(edge->parent, home);
+            collect(c, edge->parent);
     }
 }
 
-/* Everything that must come along hangs together: if another user has already moved it elsewhere, it stays
- * there. */
-static bool is_pinned_elsewhere(Node *node, Loop *main_loop)
+static void for_each_user(const Component *c, void (*fn)(Edge *edge))
 {
-    return node->home != main_loop && node_has_root_edge(node);
+    for (size_t i = 0; i < c->count; i++)
+        LIST_FOREACH (link, &c->nodes[i]->private->parents) {
+            Edge *edge = LIST_ENTRY(link, Edge, node_link);
+
+            if (!edge->parent)
+                fn(edge);
+        }
 }
 
-/* Draining the leaves reaches every user of any part of the tree. */
-static void drain_tree(Node *node)
+static bool is_fixed(const Component *c)
 {
-    node_drain_begin(node);
-    LIST_FOREACH (link, &node->private->children)
-        drain_tree(LIST_ENTRY(link, Edge, parent_link)->node);
+    for (size_t i = 0; i < c->count; i++)
+        LIST_FOREACH (link, &c->nodes[i]->private->parents)
+            if (LIST_ENTRY(link, Edge, node_link)->fixed_home)
+                return true;
+    return false;
 }
 
-static void undrain_tree(Node *node, Loop *old_home)
+static void tell(Edge *edge)
 {
-    drain_end_on(old_home, node);
-    LIST_FOREACH (link, &node->private->children)
-        undrain_tree(LIST_ENTRY(link, Edge, parent_link)->node, old_home);
+    if (edge->user->moved)
+        edge->user->moved(edge->opaque);
 }
 
-int node_set_home(Node *node, Loop *home, Error *err)
+/* Puts the iothreads that the nodes have left into *left. */
+static void move(const Component *c, Object *iothread, Object **left)
 {
-    Loop *old_home = node->home;
+    for (size_t i = 0; i < c->count; i++) {
+        Node *node = c->nodes[i];
 
-    if (old_home == home)
+        left[i] = node->private->iothread;
+        node->private->iothread = iothread ? object_ref(iothread) : NULL;
+        node->home = iothread ? iothread_loop(iothread) : block_main_loop();
+    }
+}
+
+static void move_component(const Component *c, Object *iothread)
+{
+    Object **left = mem_zalloc(c->count * sizeof(Object *));
+
+    for_each_user(c, edge_close_gate);
+    for_each_user(c, edge_wait_until_idle);
+    move(c, iothread, left);
+    for_each_user(c, edge_open_gate);
+    for_each_user(c, tell);
+    graph_change_end();
+    for (size_t i = 0; i < c->count; i++)
+        object_unref(left[i]); /* may wait for the end of a thread */
+    free(left);
+}
+
+int node_set_iothread(Node *node, Object *iothread, Error *err)
+{
+    Component component = {0};
+    int r = 0;
+
+    graph_change_begin();
+    if (node->private->iothread == iothread) {
+        graph_change_end();
         return 0;
-    if (is_pinned_elsewhere(node, loop_current()))
-        return err_set(err, -EBUSY, "Cannot change iothread of active block backend");
-    trace_node_set_home(node->name, loop_name(home));
-    drain_tree(node);
-    move_tree(node, home);
-    undrain_tree(node, old_home);
-    return 0;
+    }
+    collect(&component, node);
+    if (is_fixed(&component)) {
+        graph_change_end();
+        r = err_set(err, -EBUSY, "Cannot change iothread of active block backend");
+    } else {
+        trace_node_set_home(node->name, iothread ? object_id(iothread) : "main");
+        move_component(&component, iothread);
+    }
+    free(component.nodes);
+    return r;
+}
+
+Object *node_iothread(const Node *node)
+{
+    return node->private->iothread;
+}
+
+int qmp_x_blockdev_set_iothread(const XBlockdevSetIothreadArg *arg, Error *err)
+{
+    const StrOrNull *name = arg->iothread;
+    Node *node = node_find(arg->node_name);
+    Object *iothread = NULL;
+
+    if (!node)
+        return err_set(err, -ENOENT, "Failed to find node with node-name='%s'", arg->node_name);
+    if (node_has_root_edge(node) && !(arg->has_force && arg->force))
+        return err_set(err, -EBUSY,
+            "Node %s is associated with a BlockBackend and could be in use (use force=true to override this "
+            "check)",
+            arg->node_name);
+    if (name->type == STR_OR_NULL_KIND_S) {
+        iothread = object_find(name->u.s);
+        if (!iothread_loop(iothread))
+            return err_set(err, -ENOENT, "Cannot find iothread %s", name->u.s);
+    }
+    return node_set_iothread(node, iothread, err);
 }

@@ -16,10 +16,9 @@ typedef struct InfoCall {
 
 /* ---- Images ---- */
 
-static int info_on_home(void *arg)
+/* Of the node itself, or of the nearest one below that knows. */
+static int64_t allocated_on_home(Node *node)
 {
-    InfoCall *call = arg;
-    Node *node = call->node;
     int64_t allocated = node->driver->allocated_size ? node->driver->allocated_size(node) : -ENOTSUP;
 
     for (Node *below = node; allocated == -ENOTSUP && below->file; below = below->file->node) {
@@ -27,6 +26,36 @@ static int info_on_home(void *arg)
 
         allocated = child->driver->allocated_size ? child->driver->allocated_size(child) : -ENOTSUP;
     }
+    return allocated;
+}
+
+typedef struct AllocatedCall {
+    Node *node;
+    int64_t allocated;
+} AllocatedCall;
+
+static int find_allocated(void *arg)
+{
+    AllocatedCall *call = arg;
+
+    call->allocated = allocated_on_home(call->node);
+    return 0;
+}
+
+int64_t edge_allocated_size(Edge *edge)
+{
+    AllocatedCall call = {.node = edge->node};
+
+    loop_call(call.node->home, find_allocated, &call);
+    return call.allocated;
+}
+
+static int info_on_home(void *arg)
+{
+    InfoCall *call = arg;
+    Node *node = call->node;
+    int64_t allocated = allocated_on_home(node);
+
     if (allocated >= 0) {
         call->info->has_actual_size = true;
         call->info->actual_size = allocated;
@@ -143,8 +172,17 @@ int qmp_query_block(BlockInfoList *ret_result, Error *err)
 
 /* ---- Statistics ---- */
 
-void edge_stats_add(EdgeStats *sum, const EdgeStats *s)
+typedef struct LaneCall {
+    EdgeStats *sum;
+    const EdgeStats *lane;
+} LaneCall;
+
+static int add_lane(void *arg)
 {
+    const LaneCall *call = arg;
+    EdgeStats *sum = call->sum;
+    const EdgeStats *s = call->lane;
+
     sum->read_bytes += s->read_bytes;
     sum->write_bytes += s->write_bytes;
     sum->zeroes_bytes += s->zeroes_bytes;
@@ -162,6 +200,20 @@ void edge_stats_add(EdgeStats *sum, const EdgeStats *s)
     sum->failed_writes += s->failed_writes;
     sum->failed_flushes += s->failed_flushes;
     sum->failed_discards += s->failed_discards;
+    return 0;
+}
+
+void edge_stats_add(EdgeStats *sum, const Edge *edge)
+{
+    for (unsigned i = 0; i < LIMIT_LOOPS; i++) {
+        const Lane *lane = atomic_load(&edge->lanes[i]);
+        LaneCall call = {.sum = sum, .lane = lane ? &lane->stats : NULL};
+
+        if (lane && loop_at(i))
+            loop_call(loop_at(i), add_lane, &call);
+        else if (lane) /* its loop is gone */
+            add_lane(&call);
+    }
 }
 
 typedef struct StatsCall {
@@ -171,15 +223,11 @@ typedef struct StatsCall {
     BlockStatsSpecific *specific;
 } StatsCall;
 
-/* What all users of the node, exports and parents alike, have sent to it. */
 static int stats_on_home(void *arg)
 {
     StatsCall *call = arg;
     const NodePrivate *p = call->node->private;
 
-    call->sum = p->closed_stats;
-    LIST_FOREACH (link, &p->parents)
-        edge_stats_add(&call->sum, &LIST_ENTRY(link, Edge, node_link)->stats);
     call->write_highest = p->write_highest;
     call->specific = call->node->driver->stats ? call->node->driver->stats(call->node) : NULL;
     return 0;
@@ -208,12 +256,15 @@ static BlockDeviceStats *device_stats(const StatsCall *call)
     return s;
 }
 
+/* What all users of the node, exports and parents alike, have sent to it. */
 static BlockStats *node_stats(Node *node)
 {
-    StatsCall call = {.node = node};
+    StatsCall call = {.node = node, .sum = node->private->closed_stats};
     BlockStats *stats = mem_new(BlockStats);
 
     graph_change_begin();
+    LIST_FOREACH (link, &node->private->parents)
+        edge_stats_add(&call.sum, LIST_ENTRY(link, Edge, node_link));
     loop_call(node->home, stats_on_home, &call);
     graph_change_end();
     stats->node_name = str_dup(node->name);

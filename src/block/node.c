@@ -10,6 +10,7 @@
 #include "base/id.h"
 #include "base/mem.h"
 #include "generated/trace.h"
+#include "schema/object.h"
 #include "schema/visit.h"
 
 #include <assert.h>
@@ -126,6 +127,8 @@ static void node_free(Node *node)
     NodePrivate *p = node->private;
 
     list_remove(&p->graph_link);
+    pthread_mutex_destroy(&p->serialise_lock);
+    object_unref(p->iothread);
     blockdev_options_free(p->options);
     free(p);
     free(node->filename);
@@ -183,6 +186,7 @@ static Node *node_new(const Driver *driver)
     p->node = node;
     list_init(&p->parents);
     list_init(&p->children);
+    pthread_mutex_init(&p->serialise_lock, NULL);
     list_init(&p->serialised);
     return node;
 }

@@ -4,8 +4,9 @@
  * and the request path.
  *
  * A node lives while the monitor owns it or while an edge points to it. All graph changes happen in
- * coroutines of the main loop. A node is served on its home loop; edge_* called on another loop are posted
- * there and awaited.
+ * coroutines of the main loop. Requests may be sent over an edge from every loop, on several at once. Drivers
+ * that can are called on the loop that sends; for others the request is posted to the node's home loop and
+ * awaited.
  *
  * Request functions return 0 or -errno. Offsets and lengths are bytes; a request may have any alignment and
  * must lie within the node. They are called from coroutines and are not interruptible.
@@ -22,8 +23,8 @@ typedef struct Edge Edge;
 typedef struct Driver Driver;
 typedef struct BlockdevOptions BlockdevOptions; /* generated */
 typedef struct BlockdevRef BlockdevRef;         /* generated */
-typedef struct BlockGraph BlockGraph;
-typedef struct PrRequest PrRequest; /* proto/pr-wire.h */
+typedef struct Object Object;                   /* schema/object.h */
+typedef struct PrRequest PrRequest;             /* proto/pr-wire.h */
 typedef struct PrReply PrReply;
 
 /* ---- Permissions (QEMU docs/devel, "Permissions"; texts in compatibility.md) ---- */
@@ -74,6 +75,7 @@ typedef enum RequestFlags {
         1 << 2, /* write_zeroes: -ENOTSUP rather than writing buffers of zeroes (NBD FAST_ZERO) */
     REQ_COMPRESSED = 1 << 3, /* write: store compressed */
     REQ_UNCHANGED = 1 << 4,  /* does not change the visible contents (copy on read) */
+    REQ_OUTLIVES = 1 << 5,   /* survives the end of this process when it returns; of the host only after a flush */
 } RequestFlags;
 
 int edge_read(Edge *edge, uint64_t offset, IoSlice dst);
@@ -115,12 +117,10 @@ int edge_resize(
 typedef struct EdgeUser {
     /* Names the user in messages, for example "block-export 'e0'"; the caller frees the text. */
     char *(*describe)(void *opaque);
-    /* Stop sending requests until drained_end; returns at once, node_drain waits until in-flight ones are
-     * done. May be NULL. */
-    void (*drained_begin)(void *opaque);
-    void (*drained_end)(void *opaque);
     /* The node's size has changed. May be NULL. */
     void (*resized)(void *opaque, uint64_t size);
+    /* The node has another home loop. The graph cannot change meanwhile. May be NULL. */
+    void (*moved)(void *opaque);
 } EdgeUser;
 
 /* Attaches to node with the permissions; a conflict is an error with the texts that users know. */
@@ -130,6 +130,10 @@ int edge_open(Node *node, const EdgeUser *user, void *opaque, unsigned perm, uns
 void edge_close(Edge *edge);
 int edge_set_permissions(Edge *edge, unsigned perm, unsigned shared, Error *err) MUST_CHECK;
 Node *edge_node(const Edge *edge);
+/* Bytes of the host's storage that the node uses, or -errno. Any loop; waits. */
+int64_t edge_allocated_size(Edge *edge);
+/* The node stays on its loop for as long as the root edge exists. */
+void edge_fix_home(Edge *edge);
 
 /* Counters of one edge, for query-blockstats and the export's own statistics. */
 typedef struct EdgeStats {
@@ -161,8 +165,14 @@ const Driver *node_driver(const Node *node);
 uint64_t node_size(const Node *node);
 bool node_is_read_only(const Node *node);
 Loop *node_home(const Node *node);
-/* Moves the tree below node (and the users that agree) to another loop. */
-int node_set_home(Node *node, Loop *home, Error *err) MUST_CHECK;
+/*
+ * Moves node, and all nodes that hang together with it, to the loop of an iothread object (NULL: the main
+ * loop). Waits for the requests of all users, then tells them (EdgeUser.moved). -EBUSY if one has fixed it.
+ * Each node holds a reference to its iothread.
+ */
+int node_set_iothread(Node *node, Object *iothread, Error *err) MUST_CHECK;
+/* NULL: the main loop. Borrowed. */
+Object *node_iothread(const Node *node);
 /* Smallest alignment that requests to this node need to avoid a read-modify-write; a power of two. */
 uint32_t node_request_alignment(const Node *node);
 /* Calls fn for each node, newest first. */

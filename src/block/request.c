@@ -63,14 +63,23 @@ static int write_pieces(Node *node, uint64_t offset, IoSlice src, unsigned flags
     return 0;
 }
 
+/* Makes *value at least `to`; other loops may do the same. */
+static void raise_to(_Atomic uint64_t *value, uint64_t to)
+{
+    uint64_t old = atomic_load_explicit(value, memory_order_relaxed);
+
+    while (UNLIKELY(old < to) && !atomic_compare_exchange_weak(value, &old, to))
+        ;
+}
+
 /* Bookkeeping of a write, zeroing or discard that has completed, then the FUA that the driver does not do
  * itself. */
 static int written(Node *node, uint64_t end, bool flush)
 {
     NodePrivate *p = node->private;
 
-    p->write_generation++;
-    p->write_highest = MAX(p->write_highest, end);
+    atomic_fetch_add(&p->write_generation, 1);
+    raise_to(&p->write_highest, end);
     if (UNLIKELY(end > node->size))
         node->size = end;
     return flush ? node_flush(node) : 0;
@@ -97,7 +106,8 @@ static int write_zero_buffers(Node *node, uint64_t offset, uint64_t bytes, unsig
         iov[i] = (struct iovec){.iov_base = (void *)zero_buffer, .iov_len = ZERO_BUFFER_BYTES};
     while (bytes) {
         size_t piece = (size_t)MIN(bytes, ZERO_SEGMENTS * ZERO_BUFFER_BYTES);
-        int r = node_write_aligned(node, offset, (IoSlice){.iov = iov, .bytes = piece}, flags & REQ_FUA);
+        int r = node_write_aligned(
+            node, offset, (IoSlice){.iov = iov, .bytes = piece}, flags & (REQ_FUA | REQ_OUTLIVES));
 
         if (r < 0)
             return r;
@@ -189,7 +199,7 @@ int node_flush(Node *node)
     else if (!node->driver->flush && node->file)
         r = edge_flush(node->file);
     if (r == 0)
-        p->flushed_generation = MAX(p->flushed_generation, generation);
+        raise_to(&p->flushed_generation, generation);
     return r;
 }
 
@@ -218,30 +228,61 @@ static int node_discard(Node *node, uint64_t offset, uint64_t bytes)
     return 0;
 }
 
-/* ---- Edge level: gate, checks, statistics ---- */
+/* ---- Edge level: where, gate, checks, statistics ---- */
 
-/* False: the node has moved to another loop meanwhile, and the request must go there. */
-static bool wait_while_drained(Edge *edge)
+/* How a request may be served away from the node's home: DriverFlags. */
+#define WAYS_TO_READ (DRIVER_ANY_LOOP | DRIVER_READ_ANY_LOOP)
+#define WAYS_TO_DO_ELSE DRIVER_ANY_LOOP
+
+static inline bool is_served_on(const Edge *edge, const Loop *loop, unsigned ways)
 {
-    while (edge->drained)
-        co_cond_wait_shielded(&edge->changed, NULL);
-    return edge->node->home == loop_current();
+    const Node *node = edge->node;
+
+    return LIKELY(atomic_load_explicit(&node->home, memory_order_relaxed) == loop) ||
+           (node->driver->flags & ways);
 }
 
-static inline bool enter(Edge *edge)
+/*
+ * The calling loop's lane, or NULL if the request is to be carried out at home. The lane comes first: from
+ * then on nobody can drain and move the node without asking this loop.
+ */
+static inline Lane *lane_here(Edge *edge, unsigned ways)
+{
+    const Loop *loop = loop_current();
+    Lane *lane = atomic_load_explicit(&edge->lanes[loop_index(loop)], memory_order_relaxed);
+
+    if (UNLIKELY(!lane))
+        lane = edge_new_lane(edge);
+    return is_served_on(edge, loop, ways) ? lane : NULL;
+}
+
+static inline bool is_drained(const Edge *edge)
+{
+    return UNLIKELY(atomic_load_explicit(&edge->drained, memory_order_relaxed));
+}
+
+/* False: the node has moved to another loop meanwhile, and the request must go there. */
+static bool wait_while_drained(Edge *edge, Lane *lane, unsigned ways)
+{
+    while (is_drained(edge))
+        co_cond_wait_shielded(&lane->changed, NULL);
+    return is_served_on(edge, loop_current(), ways);
+}
+
+static inline bool enter(Edge *edge, Lane *lane, unsigned ways)
 {
     if (edge->parent)
         return true;
-    if (UNLIKELY(edge->drained) && !wait_while_drained(edge))
+    if (is_drained(edge) && !wait_while_drained(edge, lane, ways))
         return false;
-    edge->in_flight++;
+    lane->in_flight++;
     return true;
 }
 
-static inline void leave(Edge *edge)
+static inline void leave(Edge *edge, Lane *lane)
 {
-    if (!edge->parent && --edge->in_flight == 0 && UNLIKELY(edge->drained))
-        co_cond_broadcast(&edge->changed);
+    if (!edge->parent && --lane->in_flight == 0 && is_drained(edge))
+        co_cond_broadcast(&lane->changed);
 }
 
 static int check_write(const Edge *edge, uint64_t offset, uint64_t bytes, unsigned flags)
@@ -260,115 +301,112 @@ static int check_write(const Edge *edge, uint64_t offset, uint64_t bytes, unsign
                : -EIO;
 }
 
-static int local_read(Edge *edge, uint64_t offset, IoSlice dst)
+static int local_read(Edge *edge, Lane *lane, uint64_t offset, IoSlice dst)
 {
     Node *node = edge->node;
     uint64_t start_ns = loop_now_ns();
     int r;
 
     trace_edge_read(edge->node->name, offset, dst.bytes);
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_READ))
         return edge_read(edge, offset, dst);
     r = UNLIKELY(out_of_range(offset, dst.bytes, node->size)) ? -EIO : node_read(node, offset, dst);
-    leave(edge);
+    leave(edge, lane);
     if (UNLIKELY(r < 0)) {
-        edge->stats.failed_reads++;
+        lane->stats.failed_reads++;
         return r;
     }
-    edge->stats.read_ops++;
-    edge->stats.read_bytes += dst.bytes;
-    edge->stats.read_ns += loop_now_ns() - start_ns;
+    lane->stats.read_ops++;
+    lane->stats.read_bytes += dst.bytes;
+    lane->stats.read_ns += loop_now_ns() - start_ns;
     return 0;
 }
 
-static int local_write(Edge *edge, uint64_t offset, IoSlice src, unsigned flags)
+static int local_write(Edge *edge, Lane *lane, uint64_t offset, IoSlice src, unsigned flags)
 {
     uint64_t start_ns = loop_now_ns();
     int r;
 
     trace_edge_write(edge->node->name, offset, src.bytes, flags);
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_DO_ELSE))
         return edge_write(edge, offset, src, flags);
     r = check_write(edge, offset, src.bytes, flags);
     if (LIKELY(r == 0))
         r = node_write(edge->node, offset, src, flags);
-    leave(edge);
+    leave(edge, lane);
     if (UNLIKELY(r < 0)) {
-        edge->stats.failed_writes++;
+        lane->stats.failed_writes++;
         return r;
     }
-    edge->stats.write_ops++;
-    edge->stats.write_bytes += src.bytes;
-    edge->stats.write_ns += loop_now_ns() - start_ns;
-    edge->stats.write_highest = MAX(edge->stats.write_highest, offset + src.bytes);
+    lane->stats.write_ops++;
+    lane->stats.write_bytes += src.bytes;
+    lane->stats.write_ns += loop_now_ns() - start_ns;
+    lane->stats.write_highest = MAX(lane->stats.write_highest, offset + src.bytes);
     return 0;
 }
 
-static int local_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes, unsigned flags)
+static int local_write_zeroes(Edge *edge, Lane *lane, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     uint64_t start_ns = loop_now_ns();
     int r;
 
     trace_edge_write_zeroes(edge->node->name, offset, bytes, flags);
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_DO_ELSE))
         return edge_write_zeroes(edge, offset, bytes, flags);
     r = check_write(edge, offset, bytes, flags);
     if (r == 0 && bytes)
         r = node_write_zeroes(edge->node, offset, bytes, flags);
-    leave(edge);
+    leave(edge, lane);
     if (r < 0) {
-        edge->stats.failed_writes += r != -ENOTSUP;
+        lane->stats.failed_writes += r != -ENOTSUP;
         return r;
     }
-    edge->stats.zeroes_ops++;
-    edge->stats.zeroes_bytes += bytes;
-    edge->stats.write_ns += loop_now_ns() - start_ns;
+    lane->stats.zeroes_ops++;
+    lane->stats.zeroes_bytes += bytes;
+    lane->stats.write_ns += loop_now_ns() - start_ns;
     return 0;
 }
 
-static int local_discard(Edge *edge, uint64_t offset, uint64_t bytes)
+static int local_discard(Edge *edge, Lane *lane, uint64_t offset, uint64_t bytes)
 {
     uint64_t start_ns = loop_now_ns();
     int r;
 
     trace_edge_discard(edge->node->name, offset, bytes);
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_DO_ELSE))
         return edge_discard(edge, offset, bytes);
     r = check_write(edge, offset, bytes, 0);
     if (r == 0 && bytes)
         r = node_discard(edge->node, offset, bytes);
-    leave(edge);
+    leave(edge, lane);
     if (r < 0) {
-        edge->stats.failed_discards++;
+        lane->stats.failed_discards++;
         return r;
     }
-    edge->stats.discard_ops++;
-    edge->stats.discard_bytes += bytes;
-    edge->stats.discard_ns += loop_now_ns() - start_ns;
+    lane->stats.discard_ops++;
+    lane->stats.discard_bytes += bytes;
+    lane->stats.discard_ns += loop_now_ns() - start_ns;
     return 0;
 }
 
-static int local_flush(Edge *edge)
+static int local_flush(Edge *edge, Lane *lane)
 {
     uint64_t start_ns = loop_now_ns();
     int r;
 
     trace_edge_flush(edge->node->name);
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_DO_ELSE))
         return edge_flush(edge);
     r = node_flush(edge->node);
-    leave(edge);
+    leave(edge, lane);
     if (r < 0) {
-        edge->stats.failed_flushes++;
+        lane->stats.failed_flushes++;
         return r;
     }
-    edge->stats.flush_ops++;
-    edge->stats.flush_ns += loop_now_ns() - start_ns;
+    lane->stats.flush_ops++;
+    lane->stats.flush_ns += loop_now_ns() - start_ns;
     return 0;
 }
-
-static int local_status(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status);
-static int local_status_above(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status);
 
 /* ---- Crossing to the home loop ---- */
 
@@ -411,11 +449,6 @@ static int crossed(void *arg)
     }
 }
 
-static inline bool is_home(const Edge *edge)
-{
-    return LIKELY(edge->node->home == loop_current());
-}
-
 static int cross(Crossing c)
 {
     return loop_call(c.edge->node->home, crossed, &c);
@@ -423,36 +456,44 @@ static int cross(Crossing c)
 
 int edge_read(Edge *edge, uint64_t offset, IoSlice dst)
 {
-    return is_home(edge) ? local_read(edge, offset, dst)
-                         : cross((Crossing){.kind = CROSS_READ, .edge = edge, .offset = offset, .io = dst});
+    Lane *lane = lane_here(edge, WAYS_TO_READ);
+
+    return LIKELY(lane) ? local_read(edge, lane, offset, dst)
+                        : cross((Crossing){.kind = CROSS_READ, .edge = edge, .offset = offset, .io = dst});
 }
 
 int edge_write(Edge *edge, uint64_t offset, IoSlice src, unsigned flags)
 {
-    return is_home(edge)
-               ? local_write(edge, offset, src, flags)
+    Lane *lane = lane_here(edge, WAYS_TO_DO_ELSE);
+
+    return LIKELY(lane)
+               ? local_write(edge, lane, offset, src, flags)
                : cross((Crossing){
                      .kind = CROSS_WRITE, .edge = edge, .offset = offset, .io = src, .flags = flags});
 }
 
 int edge_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes, unsigned flags)
 {
-    return is_home(edge)
-               ? local_write_zeroes(edge, offset, bytes, flags)
-               : cross((Crossing){
-                     .kind = CROSS_ZEROES, .edge = edge, .offset = offset, .bytes = bytes, .flags = flags});
+    Lane *lane = lane_here(edge, WAYS_TO_DO_ELSE);
+
+    return lane ? local_write_zeroes(edge, lane, offset, bytes, flags)
+                : cross((Crossing){
+                      .kind = CROSS_ZEROES, .edge = edge, .offset = offset, .bytes = bytes, .flags = flags});
 }
 
 int edge_discard(Edge *edge, uint64_t offset, uint64_t bytes)
 {
-    return is_home(edge)
-               ? local_discard(edge, offset, bytes)
-               : cross((Crossing){.kind = CROSS_DISCARD, .edge = edge, .offset = offset, .bytes = bytes});
+    Lane *lane = lane_here(edge, WAYS_TO_DO_ELSE);
+
+    return lane ? local_discard(edge, lane, offset, bytes)
+                : cross((Crossing){.kind = CROSS_DISCARD, .edge = edge, .offset = offset, .bytes = bytes});
 }
 
 int edge_flush(Edge *edge)
 {
-    return is_home(edge) ? local_flush(edge) : cross((Crossing){.kind = CROSS_FLUSH, .edge = edge});
+    Lane *lane = lane_here(edge, WAYS_TO_DO_ELSE);
+
+    return lane ? local_flush(edge, lane) : cross((Crossing){.kind = CROSS_FLUSH, .edge = edge});
 }
 
 int edge_pread(Edge *edge, uint64_t offset, void *data, size_t bytes)
@@ -518,16 +559,16 @@ static int node_status(Node *node, uint64_t offset, uint64_t bytes, BlockStatus 
     return 0;
 }
 
-static int local_status(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
+static int local_status(Edge *edge, Lane *lane, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
 {
     int r;
 
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_DO_ELSE))
         return edge_status(edge, offset, bytes, ret_status);
     r = out_of_range(offset, bytes, edge->node->size) || !bytes
             ? -EINVAL
             : node_status(edge->node, offset, bytes, ret_status);
-    leave(edge);
+    leave(edge, lane);
     return r;
 }
 
@@ -567,35 +608,40 @@ static int chain_status(Node *node, uint64_t offset, uint64_t bytes, BlockStatus
     return 0;
 }
 
-static int local_status_above(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
+static int local_status_above(
+    Edge *edge, Lane *lane, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
 {
     int r;
 
-    if (!enter(edge))
+    if (!enter(edge, lane, WAYS_TO_DO_ELSE))
         return edge_status_above(edge, offset, bytes, ret_status);
     r = out_of_range(offset, bytes, edge->node->size) || !bytes
             ? -EINVAL
             : chain_status(edge->node, offset, bytes, ret_status);
-    leave(edge);
+    leave(edge, lane);
     return r;
 }
 
 int edge_status(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
 {
-    return is_home(edge) ? local_status(edge, offset, bytes, ret_status)
-                         : cross((Crossing){.kind = CROSS_STATUS,
-                               .edge = edge,
-                               .offset = offset,
-                               .bytes = bytes,
-                               .ret_status = ret_status});
+    Lane *lane = lane_here(edge, WAYS_TO_DO_ELSE);
+
+    return lane ? local_status(edge, lane, offset, bytes, ret_status)
+                : cross((Crossing){.kind = CROSS_STATUS,
+                      .edge = edge,
+                      .offset = offset,
+                      .bytes = bytes,
+                      .ret_status = ret_status});
 }
 
 int edge_status_above(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
 {
-    return is_home(edge) ? local_status_above(edge, offset, bytes, ret_status)
-                         : cross((Crossing){.kind = CROSS_STATUS_ABOVE,
-                               .edge = edge,
-                               .offset = offset,
-                               .bytes = bytes,
-                               .ret_status = ret_status});
+    Lane *lane = lane_here(edge, WAYS_TO_DO_ELSE);
+
+    return lane ? local_status_above(edge, lane, offset, bytes, ret_status)
+                : cross((Crossing){.kind = CROSS_STATUS_ABOVE,
+                      .edge = edge,
+                      .offset = offset,
+                      .bytes = bytes,
+                      .ret_status = ret_status});
 }

@@ -1,16 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The graph over null and raw nodes, and the request path over a driver whose limits and answers the test
  * chooses. */
-#include "block/block-priv.h"
+#include "block/test-nodes.h"
 
 #include "base/mem.h"
 
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #define DISK_BYTES 65536
 
@@ -59,53 +55,20 @@ static const Driver strict_driver = {
     .write_zeroes = disk_write_zeroes,
 };
 
-static Node *add(const char *json)
-{
-    BlockdevOptions *options;
-    JsonValue *value;
-    Error err = ERROR_INIT;
-    Node *node;
-
-    assert_int_equal(json_parse(json, &value, &err), 0);
-    assert_int_equal(schema_from_json(&schema_type_BlockdevOptions, value, SCHEMA_JSON, &options, &err), 0);
-    json_free(value);
-    if (node_add(options, &err) < 0)
-        fail_msg("%s", err.message);
-    node = node_find(options->node_name);
-    blockdev_options_free(options);
-    return node;
-}
-
 static void expect_add_error(const char *json, const char *message)
 {
-    BlockdevOptions *options;
-    JsonValue *value;
+    BlockdevOptions *options = test_options(&schema_type_BlockdevOptions, json);
     Error err = ERROR_INIT;
 
-    assert_int_equal(json_parse(json, &value, &err), 0);
-    assert_int_equal(schema_from_json(&schema_type_BlockdevOptions, value, SCHEMA_JSON, &options, &err), 0);
-    json_free(value);
     assert_true(node_add(options, &err) < 0);
     assert_string_equal(err.message, message);
     err_done(&err);
     blockdev_options_free(options);
 }
 
-static const EdgeUser plain_user = {0};
-
-static Edge *open_root(Node *node, unsigned perm)
-{
-    Edge *edge;
-    Error err = ERROR_INIT;
-
-    if (edge_open(node, &plain_user, NULL, perm, PERM_ALL, &edge, &err) < 0)
-        fail_msg("%s", err.message);
-    return edge;
-}
-
 static Edge *open_strict(uint32_t alignment, uint32_t max_transfer)
 {
-    Node *node = add("{'driver': 'null-co', 'node-name': 'strict', 'size': 65536}");
+    Node *node = test_add("{'driver': 'null-co', 'node-name': 'strict', 'size': 65536}");
 
     node->driver = &strict_driver;
     node->write_flags = node->zeroes_flags = 0;
@@ -116,7 +79,7 @@ static Edge *open_strict(uint32_t alignment, uint32_t max_transfer)
     memset(disk, 0xaa, sizeof(disk));
     memset(model, 0xaa, sizeof(model));
     most_in_flight = zero_calls = 0;
-    return open_root(node, PERM_CONSISTENT_READ | PERM_WRITE);
+    return test_open_root(node, PERM_CONSISTENT_READ | PERM_WRITE);
 }
 
 static void close_all(Edge *edge)
@@ -125,21 +88,6 @@ static void close_all(Edge *edge)
     node_close_all();
     assert_null(node_find("strict"));
 }
-
-static int run_on_loop(int (*fn)(void *arg))
-{
-    const LoopOptions options = LOOP_OPTIONS_DEFAULT;
-
-    return loop_run_main(LOOP_BACKEND_AUTO, &options, fn, NULL);
-}
-
-#define LOOP_TEST(name)                                \
-    static int name##_main(void *arg);                 \
-    static void name(void **state)                     \
-    {                                                  \
-        assert_int_equal(run_on_loop(name##_main), 0); \
-    }                                                  \
-    static int name##_main(void *arg)
 
 /* ---- Request path ---- */
 
@@ -251,7 +199,7 @@ LOOP_TEST(test_requests_are_checked)
 
     block_init();
     edge = open_strict(512, 0);
-    reader = open_root(edge_node(edge), PERM_CONSISTENT_READ);
+    reader = test_open_root(edge_node(edge), PERM_CONSISTENT_READ);
     assert_int_equal(edge_pread(edge, DISK_BYTES, data, 1), -EIO);
     assert_int_equal(edge_pread(edge, UINT64_MAX - 10, data, 512), -EIO);
     assert_int_equal(edge_pwrite(edge, DISK_BYTES - 1, data, 2, 0), -EIO);
@@ -297,29 +245,6 @@ LOOP_TEST(test_drain_holds_requests_and_waits_for_those_inside)
     return 0;
 }
 
-LOOP_TEST(test_requests_follow_a_node_to_another_loop)
-{
-    const LoopOptions options = LOOP_OPTIONS_DEFAULT;
-    Error err = ERROR_INIT;
-    uint8_t data[512];
-    Loop *other;
-    Edge *edge;
-
-    block_init();
-    edge =
-        open_root(add("{'driver': 'null-co', 'node-name': 'n', 'read-zeroes': true}"), PERM_CONSISTENT_READ);
-    assert_int_equal(loop_new("other", LOOP_BACKEND_AUTO, &options, &other, &err), 0);
-    assert_int_equal(node_set_home(edge_node(edge), other, &err), 0);
-    assert_ptr_equal(node_home(edge_node(edge)), other);
-    memset(data, 1, sizeof(data));
-    assert_int_equal(edge_pread(edge, 0, data, sizeof(data)), 0);
-    assert_true(buffer_is_zero(data, sizeof(data)));
-    edge_close(edge);
-    node_close_all();
-    loop_free(other);
-    return 0;
-}
-
 /* ---- Graph ---- */
 
 LOOP_TEST(test_names_and_ownership)
@@ -331,7 +256,7 @@ LOOP_TEST(test_names_and_ownership)
     expect_add_error("{'driver': 'null-co', 'node-name': '1'}", "Invalid node-name: '1'");
     expect_add_error("{'driver': 'raw', 'node-name': 'r', 'file': 'nope'}",
         "Cannot find device='nope' nor node-name='nope'");
-    add("{'driver': 'raw', 'node-name': 'r', 'file': {'driver': 'null-co', 'node-name': 'n'}}");
+    test_add("{'driver': 'raw', 'node-name': 'r', 'file': {'driver': 'null-co', 'node-name': 'n'}}");
     expect_add_error("{'driver': 'null-co', 'node-name': 'n'}", "Duplicate nodes with node-name='n'");
     assert_true(node_del("n", &err) < 0);
     assert_string_equal(err.message, "Node n is not owned by the monitor");
@@ -348,16 +273,16 @@ LOOP_TEST(test_permission_conflicts)
     Node *node;
 
     block_init();
-    node = add("{'driver': 'null-co', 'node-name': 'n'}");
-    edge = open_root(node, PERM_WRITE);
-    assert_true(edge_open(node, &plain_user, NULL, 0, PERM_CONSISTENT_READ, &other, &err) < 0);
+    node = test_add("{'driver': 'null-co', 'node-name': 'n'}");
+    edge = test_open_root(node, PERM_WRITE);
+    assert_true(edge_open(node, &test_user, NULL, 0, PERM_CONSISTENT_READ, &other, &err) < 0);
     assert_string_equal(err.message,
         "Permission conflict on node 'n': permissions 'write' are both required by an unnamed block device "
         "(uses "
         "node 'n' as 'root' child) and unshared by an unnamed block device (uses node 'n' as 'root' child).");
     err_done(&err);
     assert_int_equal(edge_set_permissions(edge, 0, PERM_ALL, &err), 0);
-    assert_int_equal(edge_open(node, &plain_user, NULL, 0, PERM_CONSISTENT_READ, &other, &err), 0);
+    assert_int_equal(edge_open(node, &test_user, NULL, 0, PERM_CONSISTENT_READ, &other, &err), 0);
     assert_true(edge_set_permissions(edge, PERM_WRITE, PERM_ALL, &err) < 0);
     err_done(&err);
     edge_close(edge);
@@ -373,8 +298,8 @@ LOOP_TEST(test_read_only)
     Node *node;
 
     block_init();
-    node = add("{'driver': 'null-co', 'node-name': 'n', 'read-only': true}");
-    assert_true(edge_open(node, &plain_user, NULL, PERM_WRITE, PERM_ALL, &edge, &err) < 0);
+    node = test_add("{'driver': 'null-co', 'node-name': 'n', 'read-only': true}");
+    assert_true(edge_open(node, &test_user, NULL, PERM_WRITE, PERM_ALL, &edge, &err) < 0);
     assert_string_equal(err.message, "Block node is read-only");
     err_done(&err);
     assert_int_equal(node_del("n", &err), 0);
@@ -389,7 +314,6 @@ int main(void)
         cmocka_unit_test(test_no_fallback_does_not_write_zeroes),
         cmocka_unit_test(test_requests_are_checked),
         cmocka_unit_test(test_drain_holds_requests_and_waits_for_those_inside),
-        cmocka_unit_test(test_requests_follow_a_node_to_another_loop),
         cmocka_unit_test(test_names_and_ownership),
         cmocka_unit_test(test_permission_conflicts),
         cmocka_unit_test(test_read_only),

@@ -1,17 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Reservation commands through the graph, from the main loop and from others; over a driver that waits as a
  * helper may. */
-#include "block/block-priv.h"
+#include "block/test-nodes.h"
 
 #include "base/mem.h"
 #include "proto/pr-wire.h"
 
 #include <errno.h>
-#include <setjmp.h>
-#include <stdarg.h>
 #include <string.h>
-
-#include <cmocka.h>
 
 #define SHORT_NS UINT64_C(10000000)
 #define LONG_NS (60 * UINT64_C(1000000000))
@@ -46,41 +42,13 @@ static int disk_read(Node *node, uint64_t offset, IoSlice dst)
 static const Driver disk_driver = {
     .name = "disk", .flags = DRIVER_PROTOCOL, .read = disk_read, .pr_execute = disk_pr_execute};
 
-static Node *add(const char *json)
-{
-    BlockdevOptions *options;
-    JsonValue *value;
-    Error err = ERROR_INIT;
-    Node *node;
-
-    assert_int_equal(json_parse(json, &value, &err), 0);
-    assert_int_equal(schema_from_json(&schema_type_BlockdevOptions, value, SCHEMA_JSON, &options, &err), 0);
-    json_free(value);
-    if (node_add(options, &err) < 0)
-        fail_msg("%s", err.message);
-    node = node_find(options->node_name);
-    blockdev_options_free(options);
-    return node;
-}
-
-static Edge *open_root(Node *node)
-{
-    static const EdgeUser user = {0};
-    Edge *edge;
-    Error err = ERROR_INIT;
-
-    if (edge_open(node, &user, NULL, 0, PERM_ALL, &edge, &err) < 0)
-        fail_msg("%s", err.message);
-    return edge;
-}
-
 static Edge *open_disk(uint64_t takes_ns)
 {
-    Node *node = add("{'driver': 'null-co', 'node-name': 'disk', 'size': 65536}");
+    Node *node = test_add("{'driver': 'null-co', 'node-name': 'disk', 'size': 65536}");
 
     node->driver = &disk_driver;
     duration_ns = takes_ns;
-    return open_root(node);
+    return test_open_root(node, 0);
 }
 
 static void set_up(void)
@@ -142,17 +110,6 @@ static int cancel(void *opaque)
         assert_true(co_yield () == 0);
     return 0;
 }
-
-#define LOOP_TEST(name)                                                        \
-    static int name##_main(void *arg);                                         \
-    static void name(void **state)                                             \
-    {                                                                          \
-        const LoopOptions options = {.thread_pool_max = 4};                    \
-        int r = loop_run_main(LOOP_BACKEND_AUTO, &options, name##_main, NULL); \
-                                                                               \
-        assert_int_equal(r, 0);                                                \
-    }                                                                          \
-    static int name##_main(void *arg)
 
 LOOP_TEST(test_from_any_loop)
 {
@@ -240,9 +197,10 @@ LOOP_TEST(test_who_passes_it_on)
 
     set_up();
     disk = open_disk(0);
-    raw = open_root(add("{'driver': 'raw', 'node-name': 'raw', 'file': 'disk'}"));
-    window = open_root(add("{'driver': 'raw', 'node-name': 'window', 'file': 'disk', 'offset': 512}"));
-    null = open_root(add("{'driver': 'null-co', 'node-name': 'null', 'size': 512}"));
+    raw = test_open_root(test_add("{'driver': 'raw', 'node-name': 'raw', 'file': 'disk'}"), 0);
+    window = test_open_root(
+        test_add("{'driver': 'raw', 'node-name': 'window', 'file': 'disk', 'offset': 512}"), 0);
+    null = test_open_root(test_add("{'driver': 'null-co', 'node-name': 'null', 'size': 512}"), 0);
     assert_int_equal(edge_pr_execute(raw, request, reply), 0);
     assert_int_equal(reply->data_bytes, 1);
     assert_int_equal(edge_pr_execute(window, request, reply), -ENOTSUP);

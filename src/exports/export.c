@@ -24,22 +24,6 @@ static char *describe(void *opaque)
     return str_dup("an unnamed block device");
 }
 
-static void drained_begin(void *opaque)
-{
-    Export *export = opaque;
-
-    if (export->kind->drained_begin)
-        export->kind->drained_begin(export);
-}
-
-static void drained_end(void *opaque)
-{
-    Export *export = opaque;
-
-    if (export->kind->drained_end)
-        export->kind->drained_end(export);
-}
-
 static void resized(void *opaque, uint64_t size)
 {
     Export *export = opaque;
@@ -48,10 +32,20 @@ static void resized(void *opaque, uint64_t size)
         export->kind->resized(export, size);
 }
 
+/* Before an export has started, and while it stops, there is nothing to move. */
+static void moved(void *opaque)
+{
+    Export *export = opaque;
+
+    co_mutex_lock_shielded(&export->control);
+    if (export->serving && !export->spreads && export->kind->moved)
+        export->kind->moved(export);
+    co_mutex_unlock(&export->control);
+}
+
 static const EdgeUser edge_user = {
     .describe = describe,
-    .drained_begin = drained_begin,
-    .drained_end = drained_end,
+    .moved = moved,
     .resized = resized,
 };
 
@@ -78,53 +72,92 @@ Loop *export_home(const Export *export)
     return node_home(edge_node(export->edge));
 }
 
-/*
- * Moves the node's tree to the loop of the iothread that options name. Only with fixed-iothread must that
- * succeed. Waits, so the node is looked up by its name.
- */
+unsigned export_loop_count(const Export *export)
+{
+    return export->spreads ? export->iothread_count : 1;
+}
+
+Object *export_iothread(const Export *export, unsigned i)
+{
+    return export->spreads ? export->iothreads[i % export->iothread_count]
+                           : node_iothread(edge_node(export->edge));
+}
+
+Loop *export_loop(const Export *export, unsigned i)
+{
+    return export->spreads ? iothread_loop(export_iothread(export, i)) : export_home(export);
+}
+
+/* ---- Iothreads ---- */
+
+static int add_iothread(Export *export, const char *name, Error *err)
+{
+    Object *object = object_find(name);
+
+    if (!iothread_loop(object))
+        return err_set(err, -ENOENT, "iothread \"%s\" not found", name);
+    export->iothreads[export->iothread_count++] = object_ref(object);
+    return 0;
+}
+
+/* Takes references to the iothreads that options name. */
+static int find_iothreads(Export *export, const BlockExportOptions *options, Error *err)
+{
+    const BlockExportIothreads *names = options->iothread;
+    int r = 0;
+
+    if (!names)
+        return 0;
+    if (names->type == BLOCK_EXPORT_IOTHREADS_KIND_SINGLE) {
+        export->iothreads = mem_new(Object *);
+        return add_iothread(export, names->u.single, err);
+    }
+    if (options->has_fixed_iothread && options->fixed_iothread)
+        return err_set(err, -EINVAL, "'fixed-iothread' cannot be used with a list of iothreads");
+    if (!names->u.multi.count)
+        return err_set(err, -EINVAL, "The list of iothreads of export '%s' is empty", export->id);
+    export->spreads = true;
+    export->iothreads = mem_zalloc(names->u.multi.count * sizeof(Object *));
+    for (size_t i = 0; i < names->u.multi.count && r == 0; i++)
+        r = add_iothread(export, names->u.multi.items[i], err);
+    return r;
+}
+
+/* Moves the node to the first iothread. Only with fixed-iothread must that succeed. Waits, so the node is
+ * looked up by its name. */
 static int move_to_iothread(Export *export, const BlockExportOptions *options, Error *err)
 {
     bool fixed = options->has_fixed_iothread && options->fixed_iothread;
     AUTO_ERROR Error ignored = ERROR_INIT;
-    Node *node = node_find(options->node_name);
-    Object *object;
     int r;
 
-    if (!options->iothread)
+    if (!export->iothread_count)
         return 0;
-    object = object_find(options->iothread);
-    r = node_set_home(node, iothread_loop(object), fixed ? err : &ignored);
-    if (r >= 0)
-        export->iothread = object_ref(object);
+    r = node_set_iothread(node_find(options->node_name), export->iothreads[0], fixed ? err : &ignored);
     return fixed ? r : 0;
 }
 
-/* Another export whose node lives on the loop of object without holding a reference to it. */
-static Export *find_heir(Object *object)
+/* Where a node goes whose export has left: to the iothread of the newest export that is on its loop and wants
+ * another one. */
+static Object *next_iothread(const Node *node)
 {
     LIST_FOREACH (link, &exports) {
         Export *export = LIST_ENTRY(link, Export, link);
 
-        if (export->edge && !export->iothread && export_home(export) == iothread_loop(object))
-            return export;
+        if (export->edge && export->iothread_count && export_home(export) == node_home(node))
+            return export->iothreads[0];
     }
     return NULL;
 }
 
-/* After the edge is gone: brings the node home, so that the iothread can end; if others still use the node
- * there, one of them inherits the reference. */
-static void leave_iothread(Object *take_object, const char *node_name)
+/* After the edge is gone: brings the node home if it was there for this export's sake. */
+static void leave_iothreads(Export *export, const char *node_name)
 {
     AUTO_ERROR Error ignored = ERROR_INIT;
     Node *node = node_find(node_name);
-    bool stays = node && node_home(node) == iothread_loop(take_object) &&
-                 node_set_home(node, loop_current(), &ignored) < 0;
-    Export *heir = stays ? find_heir(take_object) : NULL;
 
-    if (heir)
-        heir->iothread = take_object;
-    else
-        object_unref(take_object);
+    if (node && export->iothread_count && node_iothread(node) == export->iothreads[0])
+        (void)!node_set_iothread(node, next_iothread(node), &ignored);
 }
 
 static void export_detach(Export *export)
@@ -132,13 +165,16 @@ static void export_detach(Export *export)
     AUTO_FREE char *name = export->edge ? str_dup(node_name(edge_node(export->edge))) : NULL;
 
     edge_close(TAKE(export->edge));
-    if (export->iothread)
-        leave_iothread(TAKE(export->iothread), name ? name : "");
+    if (name)
+        leave_iothreads(export, name);
+    while (export->iothread_count)
+        object_unref(export->iothreads[--export->iothread_count]);
 }
 
 static void export_free(Export *export)
 {
     list_remove(&export->link);
+    free(export->iothreads);
     free(export->state);
     free(export->id);
     free(export);
@@ -161,8 +197,6 @@ static int check_options(const BlockExportOptions *options, const ExportKind **r
         return err_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", options->node_name);
     if (options->has_writable && options->writable && node_is_read_only(node))
         return err_set(err, -EROFS, "Cannot export read-only node as writable");
-    if (options->iothread && !iothread_loop(object_find(options->iothread)))
-        return err_set(err, -ENOENT, "iothread \"%s\" not found", options->iothread);
     if (options->has_allow_inactive && options->allow_inactive && !kind->allows_inactive)
         return err_set(err, -ENOTSUP, "Export type does not support inactive exports");
     *ret_kind = kind;
@@ -172,17 +206,22 @@ static int check_options(const BlockExportOptions *options, const ExportKind **r
 static int export_start(Export *export, const BlockExportOptions *options, Error *err)
 {
     unsigned perm = PERM_CONSISTENT_READ | (export->writable ? PERM_WRITE : 0);
-    int r = move_to_iothread(export, options, err);
-    Node *node = node_find(options->node_name);
+    int r = find_iothreads(export, options, err);
+    Node *node;
 
+    if (r == 0)
+        r = move_to_iothread(export, options, err);
     if (r < 0)
         return r;
+    node = node_find(options->node_name);
     if (!node)
         return err_set(err, -ENOENT, "Cannot find device='' nor node-name='%s'", options->node_name);
     /* In two steps, so that of several conflicts the one that users know is told. */
     r = edge_open(node, &edge_user, export, perm, PERM_ALL, &export->edge, err);
     if (r == 0)
         r = edge_set_permissions(export->edge, perm, export->kind->shared, err);
+    if (r == 0 && options->has_fixed_iothread && options->fixed_iothread)
+        edge_fix_home(export->edge);
     return r < 0 ? r : export->kind->create(export, options, err);
 }
 
@@ -207,6 +246,7 @@ int export_add(const BlockExportOptions *options, Error *err)
     list_prepend(&exports, &export->link);
     r = export_start(export, options, err);
     export->starting = false;
+    export->serving = r == 0;
     if (r < 0) {
         export_detach(export);
         export_free(export);
@@ -217,7 +257,10 @@ int export_add(const BlockExportOptions *options, Error *err)
 
 static void export_close(Export *export)
 {
+    co_mutex_lock_shielded(&export->control);
+    export->serving = false;
     export->kind->shutdown(export);
+    co_mutex_unlock(&export->control);
     export_detach(export);
     trace_export_removed(export->id);
     event_block_export_deleted(&(BlockExportDeletedEvent){.id = export->id});

@@ -25,12 +25,16 @@ struct Export {
     int type;    /* BlockExportType */
     void *state; /* kind's own, kind->state_size zeroed bytes */
     Edge *edge;
-    struct Object *iothread; /* whose loop the node was moved to; a reference, or NULL */
+    struct Object **iothreads; /* of the option; references */
+    unsigned iothread_count;
+    bool spreads; /* it was a list */
     bool writable;
     bool writethrough; /* writes are durable when they are answered */
     bool starting;     /* create() has not returned yet */
     bool shutting_down;
-    List link; /* newest first */
+    bool serving;    /* create() has succeeded, shutdown() has not begun */
+    CoMutex control; /* moved() and shutdown() exclude each other */
+    List link;       /* newest first */
 };
 
 struct ExportKind {
@@ -51,9 +55,10 @@ struct ExportKind {
      * May be NULL. */
     void (*stop)(void);
     /* See EdgeUser. May be NULL. */
-    void (*drained_begin)(Export *export);
-    void (*drained_end)(Export *export);
     void (*resized)(Export *export, uint64_t size);
+    /* The loops are other ones from now on (export_loop()), because the node has moved. Requests from the old
+     * ones still work, they only cost more. Not called during shutdown(). May be NULL. */
+    void (*moved)(Export *export);
 };
 
 /* The registry (generated): NULL if no such kind is built in. */
@@ -79,3 +84,10 @@ void exports_shutdown(void);
 
 /* The loop that serves the export's node now. */
 Loop *export_home(const Export *export);
+/* The loops to serve clients on, in the order of the option `iothread`; without it the node's home alone. */
+unsigned export_loop_count(const Export *export);
+/* i modulo the count. */
+Loop *export_loop(const Export *export, unsigned i);
+/* The iothread object of that loop, or NULL for the main loop. Who stays on a loop after moved() holds a
+ * reference. */
+struct Object *export_iothread(const Export *export, unsigned i);

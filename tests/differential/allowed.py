@@ -71,8 +71,8 @@ def message_instead(ours_is, theirs_is):
     return check
 
 
-# What only Granary has; query-pr-managers is in the reference's emulator, but not in its daemon.
-ADDED = {'pr-manager-kernel', 'query-pr-managers', 'x-granary-pr-execute'}
+# What only Granary has; query-pr-managers and query-iothreads are in the reference's emulator, but not in its daemon.
+ADDED = {'pr-manager-kernel', 'query-iothreads', 'query-pr-managers', 'x-granary-pr-execute'}
 
 
 def help_subset(ours, theirs):
@@ -195,6 +195,18 @@ ALLOWED = [
         'A secret must not leave the program through the monitor: its `data` can be set, not read. The reference hands it out.',
         lambda ours, theirs: expected(2, "Property 'secret.data' is not readable", '"return": "letmein"')(
             *expected(9, "Property 'secret.data' is not readable", '"return": ""')(ours, theirs)
+        ),
+    ),
+    Allowed(
+        'export-iothread',
+        'An export may name a list of iothreads, as newer references have it.',
+        line(6, "expected: BlockExportIothreads", "expected: string"),
+    ),
+    Allowed(
+        'vhost-user-addresses',
+        'A socket that was passed at the start can also be used by an export that is added later.',
+        lambda ours, theirs: line(6, "File descriptor '77' is not a socket", 'only QEMU supports')(
+            *line(7, 'Unable to parse FD number abc', 'only QEMU supports')(ours, theirs)
         ),
     ),
     Allowed(

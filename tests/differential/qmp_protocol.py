@@ -269,7 +269,6 @@ CASES = [
             for c in (
                 'getfd',
                 'add-fd',
-                'query-iothreads',
                 'query-stats',
                 'trace-event-get-state',
                 'block_set_io_throttle',

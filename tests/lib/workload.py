@@ -15,15 +15,16 @@ WIDTH = int(os.environ.get('GRANARY_TEST_WIDTH', '8'))
 
 
 class Workload:
-    """Drives one export; `shadow` is the expected contents."""
+    """Drives one export, or the part of it from `base` on; `shadow` is the expected contents."""
 
-    def __init__(self, handle, shadow, rng, grain=1, largest=200000):
+    def __init__(self, handle, shadow, rng, grain=1, largest=200000, base=0):
         self.nbd = libnbd()
         self.handle = handle
         self.shadow = bytearray(shadow)
         self.rng = rng
         self.grain = max(grain, handle.get_block_size(self.nbd.SIZE_MINIMUM) or 1)
         self.largest = largest
+        self.base = base
 
     def ranges(self, count):
         """`count` ranges that do not overlap, some touching, aligned to the grain."""
@@ -58,7 +59,7 @@ class Workload:
             def wrote():
                 self.shadow[offset:end] = data
 
-            return self.handle.aio_pwrite(buffer, offset, flags=flags), wrote
+            return self.handle.aio_pwrite(buffer, self.base + offset, flags=flags), wrote
         if kind == 'zero':
             if self.rng.random() < 0.3:
                 flags |= self.nbd.CMD_FLAG_NO_HOLE
@@ -66,15 +67,16 @@ class Workload:
             def zeroed():
                 self.shadow[offset:end] = bytes(length)
 
-            return self.handle.aio_zero(length, offset, flags=flags), zeroed
+            return self.handle.aio_zero(length, self.base + offset, flags=flags), zeroed
         if kind == 'trim':
-            return self.handle.aio_trim(length, offset, flags=flags), lambda: self.after_trim(offset, end)
+            trim = self.handle.aio_trim(length, self.base + offset, flags=flags)
+            return trim, lambda: self.after_trim(offset, end)
         buffer = self.nbd.Buffer(length)
 
         def was_read():
             self.compare(offset, buffer.to_bytearray())
 
-        return self.handle.aio_pread(buffer, offset), was_read
+        return self.handle.aio_pread(buffer, self.base + offset), was_read
 
     def compare(self, offset, data):
         expected = self.shadow[offset : offset + len(data)]
@@ -87,7 +89,7 @@ class Workload:
 
     def after_trim(self, offset, end):
         """Discarded data may stay or become zero, piece by piece, but nothing else."""
-        data = self.handle.pread(end - offset, offset)
+        data = self.handle.pread(end - offset, self.base + offset)
         for start in range(0, len(data), SECTOR):
             piece, old = data[start : start + SECTOR], self.shadow[offset + start : offset + start + SECTOR]
             if piece != old and any(piece):  # a piece may be zero in part where a cluster begins inside it
@@ -105,9 +107,11 @@ class Workload:
             if waiting and not done:
                 self.handle.poll(-1)
 
-    def round(self, width):
-        """One round of requests that are in flight together, then the checks."""
-        started = [self.start(*one) for one in self.ranges(width)]
+    def begin(self, width=WIDTH):
+        """Starts requests that are in flight together, for finish()."""
+        return [self.start(*one) for one in self.ranges(width)]
+
+    def finish(self, started):
         self.wait([cookie for cookie, _ in started])
         for _, finish in started:
             finish()
@@ -116,9 +120,10 @@ class Workload:
 
     def run(self, rounds, width=WIDTH):
         for _ in range(rounds):
-            self.round(width)
+            self.finish(self.begin(width))
 
     def compare_all(self):
         step = 1 << 20
         for offset in range(0, len(self.shadow), step):
-            self.compare(offset, bytearray(self.handle.pread(min(step, len(self.shadow) - offset), offset)))
+            data = self.handle.pread(min(step, len(self.shadow) - offset), self.base + offset)
+            self.compare(offset, bytearray(data))

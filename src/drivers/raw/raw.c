@@ -74,8 +74,8 @@ static int raw_open(Node *node, const BlockdevOptions *options, Error *err)
     if (r < 0)
         return r;
     /* The edge to the child does what the child cannot. */
-    node->write_flags = REQ_FUA;
-    node->zeroes_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK;
+    node->write_flags = REQ_FUA | REQ_OUTLIVES;
+    node->zeroes_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_OUTLIVES;
     return set_window(node, o, err);
 }
 

@@ -26,15 +26,18 @@ typedef struct NbdExport {
     char *name;
     char *description; /* or NULL */
     bool allocation_depth;
-    uint64_t size; /* as new clients are told */
-    List link;     /* in nbd_exports, in order of creation */
-    List sessions; /* NbdSession.export_link */
-    CoCond left;   /* a session has left */
+    uint64_t size;          /* as new clients are told */
+    List link;              /* in nbd_exports, in order of creation */
+    List sessions;          /* NbdSession.export_link */
+    unsigned session_count; /* ever */
+    CoCond left;            /* a session has left */
 } NbdExport;
 
 typedef struct NbdSession {
     NbdServer *server;
-    NbdExport *export; /* once the client has chosen */
+    NbdExport *export;       /* once the client has chosen */
+    unsigned number;         /* of the export's sessions; spreads them over its loops */
+    struct Object *iothread; /* where it transmits: a reference, or NULL */
     int fd;
     List link, export_link;
     Negotiation negotiation;

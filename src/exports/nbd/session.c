@@ -12,6 +12,7 @@
 #include "exports/nbd/transmission.h"
 #include "generated/trace.h"
 #include "net/socket.h"
+#include "schema/object.h"
 
 #include <sys/socket.h>
 
@@ -40,6 +41,7 @@ static void session_free(NbdSession *session)
     negotiation_done(&session->negotiation);
     free(session->option);
     fd_close(session->fd);
+    object_unref(session->iothread);
     free(session);
 }
 
@@ -152,6 +154,7 @@ static int handle_option(NbdSession *session, NegotiateStep *ret_step)
     /* From here on the export cannot go away without waiting for this session. */
     if (*ret_step == NEGOTIATE_TRANSMIT) {
         session->export = session->negotiation.chosen.opaque;
+        session->number = session->export->session_count++;
         list_append(&session->export->sessions, &session->export_link);
     }
     return *ret_step == NEGOTIATE_DROP ? -EPROTO : send_all(session, replies.text, replies.length);
@@ -202,9 +205,13 @@ static void serve(NbdSession *session)
         .writethrough = export->writethrough,
     };
 
+    /* Keeps the thread for as long as the session runs there, also when the node goes elsewhere. */
+    session->iothread = export_iothread(export, session->number);
+    if (session->iothread)
+        object_ref(session->iothread);
     free(TAKE(session->option));
     trace_nbd_transmission(session->fd, negotiation->chosen.name, (int)options.mode, options.contexts);
-    (void)loop_call(export_home(export), transmit, &options);
+    (void)loop_call(export_loop(export, session->number), transmit, &options);
 }
 
 void nbd_session_main(void *arg)
