@@ -195,9 +195,11 @@ static int link_compressed(Qcow2 *q, uint64_t guest, uint64_t entry)
     uint32_t index;
     int r = map_for_write(q, guest, &slice, &index);
 
-    if (r == 0)
-        slice_set(q, cache_modify(&q->l2, slice), index, entry, 0);
-    return r;
+    if (r < 0)
+        return r;
+    slice_set(q, guest, cache_modify(&q->l2, slice), index, entry, 0);
+    q->unordered = true;
+    return 0;
 }
 
 static int store_compressed(Qcow2 *q, uint64_t guest, const uint8_t *data, uint32_t bytes)
@@ -248,7 +250,7 @@ static int compress_cluster(Qcow2 *q, uint64_t guest, IoSlice src, uint8_t *plai
         .out_bytes = q->cluster_size - 1,
         .type = q->header.compression_type};
     AllocRange range;
-    bool durable;
+    Kept kept;
     int r = begin_compressed(q, guest, &range);
 
     if (r < 0)
@@ -260,7 +262,7 @@ static int compress_cluster(Qcow2 *q, uint64_t guest, IoSlice src, uint8_t *plai
         r = store_compressed(q, guest, packed, (uint32_t)job.out_bytes);
     alloc_end(&range);
     if (r == 0 && !job.out_bytes) /* does not get smaller */
-        r = write_range(q, guest, src, 0, &durable);
+        r = write_range(q, guest, src, 0, &kept);
     return r;
 }
 

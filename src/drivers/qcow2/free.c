@@ -41,18 +41,30 @@ void free_move(Qcow2 *q, FreeStage from, FreeStage to)
 
 /* ---- Epochs: which requests may still use an old place ---- */
 
+static void begin_epoch(Qcow2 *q)
+{
+    Away *away = atomic_load_explicit(&q->away, memory_order_relaxed);
+
+    q->epoch ^= 1;
+    if (away)
+        atomic_store_explicit(&away->epoch, q->epoch, memory_order_relaxed);
+}
+
+/*
+ * The other epoch is empty whenever one begins: of requests at home, because nothing was waiting for it; of
+ * reads away it has to be looked at, as one may have been slow to count itself.
+ */
 static void advance(Qcow2 *q)
 {
-    for (;;) {
-        if (q->frees[FREE_WAITING].count) {
-            if (q->inflight[q->epoch ^ 1])
-                return;
-            free_move(q, FREE_WAITING, FREE_READY);
-        }
-        if (!q->frees[FREE_DURABLE].count)
+    while (q->frees[FREE_WAITING].count || q->frees[FREE_DURABLE].count) {
+        unsigned other = q->epoch ^ 1;
+
+        if (q->inflight[other] || away_in_flight(q, other))
             return;
+        free_move(q, FREE_WAITING, FREE_READY);
         free_move(q, FREE_DURABLE, FREE_WAITING);
-        q->epoch ^= 1; /* the other epoch is empty: nothing was waiting for it */
+        if (q->frees[FREE_WAITING].count)
+            begin_epoch(q);
     }
 }
 
@@ -74,7 +86,8 @@ unsigned request_begin(Qcow2 *q)
 
 void request_end(Qcow2 *q, unsigned epoch)
 {
-    if (--q->inflight[epoch] == 0 && UNLIKELY(q->frees[FREE_WAITING].count))
+    q->inflight[epoch]--;
+    if (UNLIKELY(q->frees[FREE_WAITING].count || q->frees[FREE_DURABLE].count))
         advance(q);
 }
 

@@ -20,11 +20,23 @@ uint64_t slice_subclusters(const Qcow2 *q, const uint8_t *table, uint32_t index)
     return q->extended ? get_be64(table + (size_t)index * 16 + 8) : 0;
 }
 
-void slice_set(const Qcow2 *q, uint8_t *table, uint32_t index, uint64_t entry, uint64_t subclusters)
+void slice_set(
+    const Qcow2 *q, uint64_t guest, uint8_t *table, uint32_t index, uint64_t entry, uint64_t subclusters)
 {
-    put_be64(table + (size_t)index * q->entry_bytes, entry);
+    uint8_t *at = table + (size_t)index * q->entry_bytes;
+    Away *away = atomic_load_explicit(&q->away, memory_order_relaxed);
+
+    put_be64(at, entry);
     if (q->extended)
-        put_be64(table + (size_t)index * 16 + 8, subclusters);
+        put_be64(at + 8, subclusters);
+    if (away)
+        away_update(q, away, guest, at);
+}
+
+/* Which subcluster of its cluster; 0 where there are none. */
+static unsigned sub_index(const Qcow2 *q, uint64_t offset)
+{
+    return q->extended ? (unsigned)(in_cluster(q, offset) >> q->sub_bits) : 0;
 }
 
 static Qcow2Type type_at(const Qcow2 *q, const uint8_t *table, uint32_t index, unsigned sub)
@@ -64,20 +76,28 @@ static int check_table(Qcow2 *q, uint32_t index, uint64_t table)
     return 0;
 }
 
-static int bad_entry(Qcow2 *q, uint64_t slice, uint32_t index, uint64_t entry)
+/* What map_entries() would not have: reports why. */
+static int bad_entry(Qcow2 *q, const CacheEntry *slice, uint32_t index, uint64_t guest)
 {
-    uint64_t host = entry & QCOW2_OFFSET_MASK;
+    uint64_t entry = slice_entry(q, slice->table, index), host = entry & QCOW2_OFFSET_MASK;
+    Qcow2Type type = type_at(q, slice->table, index, sub_index(q, guest));
     char where[64];
 
-    snprintf(where, sizeof(where), "(L2 offset: %#" PRIx64 ", L2 index: %#" PRIx32 ")", slice, index);
+    snprintf(where, sizeof(where), "(L2 offset: %#" PRIx64 ", L2 index: %#" PRIx32 ")", slice->offset, index);
     if (q->data_file && (entry & QCOW2_COMPRESSED))
         return image_corrupt(
             q, true, -1, -1, "Compressed cluster entry found in image with external data file %s", where);
     if (!q->extended && (entry & QCOW2_ZERO) && !q->has_zero)
         return image_corrupt(q, true, -1, -1, "Zero cluster entry found in pre-v3 image %s", where);
-    if (!in_cluster(q, host))
+    if (in_cluster(q, host))
+        return image_corrupt(
+            q, true, -1, -1, "Cluster allocation offset %#" PRIx64 " unaligned %s", host, where);
+    if (type == QCOW2_TYPE_INVALID)
         return image_corrupt(q, true, -1, -1, "Invalid cluster entry found %s", where);
-    return image_corrupt(q, true, -1, -1, "Cluster allocation offset %#" PRIx64 " unaligned %s", host, where);
+    return image_corrupt(q, true, -1, -1,
+        "External data file host cluster offset %#" PRIx64 " does not match guest cluster offset: %#" PRIx64
+        ", L2 index: %#" PRIx32 ")",
+        host, align_down(guest, q->cluster_size), index);
 }
 
 /* ---- Lookup ---- */
@@ -87,31 +107,13 @@ static bool has_host(Qcow2Type type)
     return type == QCOW2_TYPE_NORMAL || type == QCOW2_TYPE_ZERO_HOST || type == QCOW2_TYPE_UNALLOCATED_HOST;
 }
 
-/* Host offset of a cluster, or -EIO after a report. */
-static int host_of(
-    Qcow2 *q, uint64_t slice, uint32_t index, uint64_t entry, uint64_t guest, uint64_t *ret_host)
+/* Extends *map, which reaches to the end of a subcluster, over those that follow in the same table and are
+ * stored alike. A bad entry only ends the run: it is reported when it is looked up itself. */
+static void extend(const Qcow2 *q, const uint8_t *table, uint32_t index, uint32_t entries, uint64_t offset,
+    uint64_t bytes, Map *map)
 {
-    uint64_t host = entry & QCOW2_OFFSET_MASK;
-
-    if (UNLIKELY(in_cluster(q, host)))
-        return bad_entry(q, slice, index, entry);
-    if (UNLIKELY(q->data_file && host != align_down(guest, q->cluster_size)))
-        return image_corrupt(q, true, -1, -1,
-            "External data file host cluster offset %#" PRIx64
-            " does not match guest cluster offset: %#" PRIx64 ", L2 index: %#" PRIx32 ")",
-            host, align_down(guest, q->cluster_size), index);
-    *ret_host = host;
-    return 0;
-}
-
-/* Extends *map over the subclusters that follow in the same slice and are stored alike. A bad entry only ends
- * the run: it is reported when it is looked up itself. */
-static void extend(const Qcow2 *q, const uint8_t *table, uint64_t offset, uint64_t bytes, Map *map)
-{
-    uint32_t index = slice_index(q, offset), entries = 1U << q->slice_l2_bits;
     unsigned sub = (unsigned)(in_cluster(q, offset) >> q->sub_bits);
-    uint64_t covered = q->sub_size - (offset & (q->sub_size - 1));
-    uint64_t host = map->host - in_cluster(q, offset);
+    uint64_t covered = map->bytes, host = map->host - in_cluster(q, offset);
 
     while (covered < bytes) {
         uint64_t entry;
@@ -134,30 +136,54 @@ static void extend(const Qcow2 *q, const uint8_t *table, uint64_t offset, uint64
     map->bytes = MIN(covered, bytes);
 }
 
-static int lookup_in_slice(Qcow2 *q, const CacheEntry *slice, uint64_t offset, uint64_t bytes, Map *ret_map)
+static bool is_host_sound(const Qcow2 *q, uint64_t host, uint64_t guest)
 {
-    uint32_t index = slice_index(q, offset);
-    unsigned sub = q->extended ? (unsigned)(in_cluster(q, offset) >> q->sub_bits) : 0;
-    uint64_t entry = slice_entry(q, slice->table, index), host = 0;
-    Qcow2Type type = type_at(q, slice->table, index, sub);
-    int r;
+    return !in_cluster(q, host) && (!q->data_file || host == align_down(guest, q->cluster_size));
+}
+
+/* map_entries(), inline for lookups in the cache. */
+static inline __attribute__((always_inline)) bool lookup_in_table(const Qcow2 *q, const uint8_t *table,
+    uint32_t index, uint32_t entries, uint64_t offset, uint64_t bytes, Map *ret_map)
+{
+    uint64_t entry = slice_entry(q, table, index), host = 0, unit;
+    Qcow2Type type = type_at(q, table, index, sub_index(q, offset));
 
     if (UNLIKELY(type == QCOW2_TYPE_INVALID || (type == QCOW2_TYPE_COMPRESSED && q->data_file)))
-        return bad_entry(q, slice->offset, index, entry);
+        return false;
     if (has_host(type)) {
-        r = host_of(q, slice->offset, index, entry, offset, &host);
-        if (UNLIKELY(r < 0))
-            return r;
+        host = entry & QCOW2_OFFSET_MASK;
+        if (UNLIKELY(!is_host_sound(q, host, offset)))
+            return false;
     }
+    unit = type == QCOW2_TYPE_COMPRESSED ? q->cluster_size : q->sub_size;
     *ret_map = (Map){.type = type,
+        .bytes = unit - (offset & (unit - 1)),
         .entry = entry,
         .host = host + in_cluster(q, offset),
-        .copied = entry & QCOW2_COPIED,
-        .durable = !slice->dirty && !slice->frozen && !q->mapping_unsynced && !q->l1_dirty_count};
-    if (type == QCOW2_TYPE_COMPRESSED)
-        ret_map->bytes = MIN(bytes, q->cluster_size - in_cluster(q, offset));
+        .copied = entry & QCOW2_COPIED};
+    if (LIKELY(ret_map->bytes >= bytes))
+        ret_map->bytes = bytes;
+    else if (type != QCOW2_TYPE_COMPRESSED)
+        extend(q, table, index, entries, offset, bytes, ret_map);
+    return true;
+}
+
+bool map_entries(const Qcow2 *q, const uint8_t *table, uint32_t index, uint32_t entries, uint64_t offset,
+    uint64_t bytes, Map *ret_map)
+{
+    return lookup_in_table(q, table, index, entries, offset, bytes, ret_map);
+}
+
+static int lookup_in_slice(Qcow2 *q, const CacheEntry *slice, uint64_t offset, uint64_t bytes, Map *ret_map)
+{
+    uint32_t index = slice_index(q, offset), entries = 1U << q->slice_l2_bits;
+
+    if (UNLIKELY(!lookup_in_table(q, slice->table, index, entries, offset, bytes, ret_map)))
+        return bad_entry(q, slice, index, offset);
+    if (slice->dirty || slice->frozen || q->l1_dirty_count || q->l1_frozen_count)
+        ret_map->kept = KEPT_IN_MEMORY;
     else
-        extend(q, slice->table, offset, bytes, ret_map);
+        ret_map->kept = q->mapping_unsynced ? KEPT_BY_KERNEL : KEPT_ON_DISK;
     return 0;
 }
 
@@ -180,6 +206,15 @@ int map_lookup(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *ret_map)
     if (UNLIKELY(r < 0))
         return r;
     return lookup_in_slice(q, slice, offset, bytes, ret_map);
+}
+
+const uint8_t *map_cached_entries(Qcow2 *q, uint64_t offset)
+{
+    uint32_t index = l1_index(q, offset);
+    uint64_t table = index < q->l1_entries ? q->l1[index] & QCOW2_OFFSET_MASK : 0;
+    const CacheEntry *slice = table ? cache_find(&q->l2, table + slice_offset(q, offset)) : NULL;
+
+    return slice ? slice->table + (size_t)slice_index(q, offset) * q->entry_bytes : NULL;
 }
 
 /* ---- L1 ---- */

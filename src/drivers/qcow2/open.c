@@ -503,8 +503,8 @@ static void set_node(Qcow2 *q)
     node->size = align_down(q->header.size, 512);
     node->limits.write_zeroes_alignment = (uint32_t)q->sub_size;
     node->limits.discard_alignment = (uint32_t)q->cluster_size;
-    node->write_flags = REQ_FUA | (q->data_file ? 0 : (unsigned)REQ_COMPRESSED);
-    node->zeroes_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK;
+    node->write_flags = REQ_FUA | REQ_OUTLIVES | (q->data_file ? 0 : (unsigned)REQ_COMPRESSED);
+    node->zeroes_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_OUTLIVES;
 }
 
 static int open_steps(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
@@ -555,6 +555,7 @@ void image_done(Qcow2 *q)
         cache_done(&q->refcounts);
     metaset_done(&q->meta);
     inflate_done(q);
+    away_done(q);
     for (unsigned i = 0; i < FREE_STAGES; i++)
         free(q->frees[i].items);
     while (q->copy_buffers) {

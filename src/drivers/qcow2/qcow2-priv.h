@@ -19,6 +19,15 @@
  *
  * New L2 tables, refcount blocks and refcount tables are written in full before anything points to them.
  *
+ * ---- The end of the process ----
+ *
+ * A write with REQ_OUTLIVES is answered when its mapping has been written to the file, where the kernel keeps
+ * it (sync_publish). A flush for each would be slow; so clusters are allocated ahead, with refcounts that are
+ * durable before they are used (q->reserve). A slice may then be written without the flush of step 1 if after
+ * a power cut it makes no difference whether the data got there: if zeroes were read before, and a new
+ * cluster holds zeroes until it is written. In all other cases (q->unordered), and when there is a new L2
+ * table, it is a write-back as above.
+ *
  * ---- Freed clusters ----
  *
  * A cluster that lost its reference goes through four lists (free.c): PENDING (mapping changed in the cache),
@@ -28,13 +37,27 @@
  *
  * ---- Concurrency ----
  *
- * Everything runs on the node's home loop; between two waits nothing else runs. There are no locks for
- * lookups: a pointer into a cached table is valid until the next wait, then it must be looked up again.
+ * Everything but reads runs on the node's home loop; between two waits nothing else runs there. There are no
+ * locks for lookups: a pointer into a cached table is valid until the next wait, then it must be looked up
+ * again.
  * - An allocating write registers the guest clusters it changes (AllocRange); others that would change the
  * mapping of these clusters wait for it and start over. Mapped reads and mapped writes never wait for it.
  * - Locks, in this order: l2_lock (a new L2 table), refcount_lock (allocation, decrements), writeback_lock, a
  * cache's write_lock. A write-back takes none of the first two, so that an allocation may need one to make
  * room in a cache.
+ *
+ * ---- Reads away from home ----
+ *
+ * A read on another loop looks its range up in copies of L2 entries (away.c) and reads the child itself; what
+ * has no copy is looked up at home, which makes one. Four steps are in the one order that all loops see
+ * (memory_order_seq_cst):
+ *   read:  it counts itself in its loop's counter of the current epoch, then it looks up;
+ *   home:  it marks a copy as changing when an entry changes, then, much later, looks at the counters.
+ * So a counter that home saw at zero after the change leaves only reads that see the change. A cluster that
+ * lost its reference is READY after the counters of both epochs were seen at zero, one before an epoch begins
+ * and one before it ends: it does not matter which epoch a read was counted in, nor how old its idea of the
+ * current one was. The end of a read releases, the look at the counter acquires: its access to the old place
+ * is over before that is used again.
  *
  * ---- Trust ----
  *
@@ -47,6 +70,7 @@
 #include "proto/qcow2.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 
 typedef struct Qcow2 Qcow2;
 
@@ -180,12 +204,38 @@ typedef struct InflateSlot {
 
 /* ---- The node's state ---- */
 
+typedef struct ClusterRun {
+    uint64_t offset;
+    uint64_t count;
+    bool fresh;   /* reads as zeroes: never written and beyond the end of the file */
+    bool durable; /* its refcounts are on disk */
+} ClusterRun;
+
 /* Guest clusters whose mapping a request is about to change; on the request's stack. */
 typedef struct AllocRange {
     List link;
     uint64_t start, end; /* guest offsets */
     CoCond done;
 } AllocRange;
+
+/* Copies of the entries of consecutive guest clusters. */
+typedef struct AwayBlock {
+    _Atomic uint64_t sequence;       /* odd while it changes */
+    _Atomic uint64_t number;         /* which clusters: see block_number(); 0: none */
+    _Atomic uint64_t *_Atomic words; /* as on disk; NULL until it was used once */
+} AwayBlock;
+
+/* What home shares with reads on other loops. */
+typedef struct Away {
+    AwayBlock *blocks;
+    uint64_t mask;                       /* number of blocks - 1 */
+    unsigned block_bits;                 /* entries in a block */
+    _Alignas(64) _Atomic unsigned epoch; /* as q->epoch */
+    _Atomic unsigned loops;              /* counters from here on were never used */
+    struct {
+        _Alignas(64) _Atomic uint64_t of_epoch[2];
+    } inflight[LIMIT_LOOPS]; /* reads; written by the loop that has the index */
+} Away;
 
 struct Qcow2 {
     Node *node;
@@ -207,6 +257,7 @@ struct Qcow2 {
     bool pass_discard_request, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;
+    _Atomic(Away *) away; /* from the first read on another loop on */
 
     uint64_t *l1; /* host order */
     uint32_t l1_entries;
@@ -232,7 +283,11 @@ struct Qcow2 {
     CoMutex l2_lock, refcount_lock, writeback_lock;
     List allocs;
     uint64_t flushes_begun, flushes_done;
-    bool mapping_unsynced; /* slices were written, but the flush after them failed */
+    uint64_t publishes_begun, publishes_done;
+    bool mapping_unsynced; /* slices were written, but not flushed */
+    bool unordered;        /* a mapping in the cache needs something to be durable before it is written */
+    bool reserves;         /* somebody wants writes to outlive the process */
+    ClusterRun reserve;    /* allocated ahead of use */
 
     FreeList frees[FREE_STAGES];
     unsigned epoch;
@@ -263,6 +318,8 @@ int image_corrupt(Qcow2 *q, bool fatal, int64_t offset, int64_t size, const char
 int image_open(Node *node, const BlockdevOptions *options, Error *err) MUST_CHECK;
 void image_close(Node *node);
 void image_done(Qcow2 *q);
+/* Nothing more is done with the image: what the file holds is not what memory says. */
+void image_refuse(Qcow2 *q);
 /* Builds what only a writer needs: the set of metadata clusters. */
 int image_prepare_writes(Qcow2 *q, Error *err) MUST_CHECK;
 /* The refcount table, if it is not in memory yet. */
@@ -274,6 +331,13 @@ int image_check_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
 
 /* ---- map.c ---- */
 
+/* What a mapping survives. */
+typedef enum Kept {
+    KEPT_IN_MEMORY,
+    KEPT_BY_KERNEL, /* the end of this process */
+    KEPT_ON_DISK,   /* a power cut */
+} Kept;
+
 /* A run of guest bytes that are stored in one way. */
 typedef struct Map {
     Qcow2Type type;
@@ -281,16 +345,25 @@ typedef struct Map {
     uint64_t host;  /* of the first byte, with a host cluster */
     uint64_t entry; /* L2 entry of the first cluster */
     bool copied;    /* the host clusters belong to this mapping alone */
-    bool durable;   /* the mapping is on disk */
+    Kept kept;
 } Map;
 
 /* Looks up at most bytes bytes from offset. For compressed clusters the run ends with the cluster. */
 int map_lookup(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *ret_map) MUST_CHECK;
+/* The same in a table that is at hand: index is the entry of offset, and the run ends with the table. False:
+ * the entry is bad. Any loop. */
+bool map_entries(const Qcow2 *q, const uint8_t *table, uint32_t index, uint32_t entries, uint64_t offset,
+    uint64_t bytes, Map *ret_map) MUST_CHECK;
+/* The entries of the slice that map_lookup() has just looked at, from the one of offset on; NULL: there is no
+ * table. */
+const uint8_t *map_cached_entries(Qcow2 *q, uint64_t offset);
 /* The slice that maps offset, in a table that belongs to the active image alone (made if need be). */
 int map_for_write(Qcow2 *q, uint64_t offset, CacheEntry **ret_slice, uint32_t *ret_index) MUST_CHECK;
 uint64_t slice_entry(const Qcow2 *q, const uint8_t *table, uint32_t index);
 uint64_t slice_subclusters(const Qcow2 *q, const uint8_t *table, uint32_t index);
-void slice_set(const Qcow2 *q, uint8_t *table, uint32_t index, uint64_t entry, uint64_t subclusters);
+/* Changes the entry of the cluster with the guest address guest, also where reads on other loops see it. */
+void slice_set(
+    const Qcow2 *q, uint64_t guest, uint8_t *table, uint32_t index, uint64_t entry, uint64_t subclusters);
 /* Drops the reference that an old L2 entry held. */
 void map_release(Qcow2 *q, uint64_t entry, bool discard);
 void l1_set(Qcow2 *q, uint32_t index, uint64_t entry);
@@ -309,14 +382,10 @@ static inline uint64_t in_cluster(const Qcow2 *q, uint64_t offset)
 
 /* ---- refcount.c ---- */
 
-typedef struct ClusterRun {
-    uint64_t offset;
-    uint64_t count;
-    bool fresh; /* reads as zeroes: never written and beyond the end of the file */
-} ClusterRun;
-
 /* Up to want contiguous clusters, refcount 1. */
 int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run) MUST_CHECK;
+/* Gives back what was allocated ahead. */
+void refcount_release_reserve(Qcow2 *q);
 /* To be called for every step of a search through cached refcounts, which may not wait for anything: lets
  * others run now and then. */
 void refcount_breathe(uint64_t *steps, uint64_t worth);
@@ -350,10 +419,29 @@ void free_durable(Qcow2 *q);
 /* Decrements what is READY. */
 int free_reclaim(Qcow2 *q) MUST_CHECK;
 
+/* ---- away.c ---- */
+
+/* On another loop than home: what reads need there; NULL without memory. */
+Away *away_get(Qcow2 *q);
+/* Such a read runs between these. */
+_Atomic uint64_t *away_begin(Away *away);
+void away_end(_Atomic uint64_t *inflight);
+/* As map_lookup(), and what it finds stays as it is on disk until the read ends. */
+int away_lookup(Qcow2 *q, Away *away, uint64_t offset, uint64_t bytes, Map *ret_map) MUST_CHECK;
+
+/* At home. The entry of a guest cluster has changed. */
+void away_update(const Qcow2 *q, Away *away, uint64_t guest, const uint8_t *entry);
+/* Every lookup has to come home. */
+void away_forget(Qcow2 *q);
+bool away_in_flight(const Qcow2 *q, unsigned epoch);
+void away_done(Qcow2 *q);
+
 /* ---- sync.c ---- */
 
 /* Makes all metadata that is dirty now durable, and all data that was written before. */
 int sync_writeback(Qcow2 *q) MUST_CHECK;
+/* Makes the mapping as it is now survive the end of this process. */
+int sync_publish(Qcow2 *q) MUST_CHECK;
 int sync_flush(Qcow2 *q) MUST_CHECK;
 /* The last one: nothing is in flight; also writes the decrements. */
 int sync_close(Qcow2 *q) MUST_CHECK;
@@ -371,7 +459,7 @@ int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, 
 int read_range(Qcow2 *q, uint64_t offset, IoSlice dst) MUST_CHECK;
 /* True when [offset, offset + bytes) surely reads as zeroes. May wait for a lookup. */
 int read_is_zero(Qcow2 *q, uint64_t offset, uint64_t bytes) MUST_CHECK;
-int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, bool *ret_durable) MUST_CHECK;
+int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, Kept *ret_kept) MUST_CHECK;
 /* Fails when guest data would overwrite metadata. */
 int write_overlap_check(Qcow2 *q, uint64_t host, uint64_t bytes, unsigned ignore_kinds) MUST_CHECK;
 /* Writes zeroes as data, where the range does not read as zeroes already. */

@@ -57,11 +57,17 @@ int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
 
 /* ---- Corruption ---- */
 
+void image_refuse(Qcow2 *q)
+{
+    q->corrupt = true;
+    away_forget(q); /* reads on other loops come home and are told */
+}
+
 static void mark_corrupt(Qcow2 *q)
 {
     uint8_t bytes[8];
 
-    q->corrupt = true;
+    image_refuse(q);
     if (q->header.version < 3 || (q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT))
         return;
     q->header.incompatible |= QCOW2_INCOMPATIBLE_CORRUPT;
@@ -147,7 +153,7 @@ static int image_probe(const uint8_t *header, size_t bytes, const char *filename
 const Driver driver_qcow2 = {
     .name = "qcow2",
     .state_size = sizeof(Qcow2),
-    .flags = DRIVER_FORMAT | DRIVER_BACKING,
+    .flags = DRIVER_FORMAT | DRIVER_BACKING | DRIVER_READ_ANY_LOOP,
     .open = image_open,
     .close = image_close,
     .read = image_read,

@@ -13,7 +13,7 @@ static int read_backing(Qcow2 *q, uint64_t offset, IoSlice dst)
     return 0;
 }
 
-static int read_run(Qcow2 *q, const Map *map, uint64_t offset, IoSlice dst)
+static inline int read_run(Qcow2 *q, const Map *map, uint64_t offset, IoSlice dst)
 {
     switch (map->type) {
     case QCOW2_TYPE_NORMAL:
@@ -32,12 +32,39 @@ static int read_run(Qcow2 *q, const Map *map, uint64_t offset, IoSlice dst)
     return read_backing(q, offset, dst);
 }
 
+/* ---- At home, and away from it ---- */
+
+typedef struct ReadCall {
+    Qcow2 *q;
+    uint64_t offset;
+    IoSlice dst;
+} ReadCall;
+
+static int read_at_home(void *arg)
+{
+    const ReadCall *call = arg;
+
+    return image_read(call->q->node, call->offset, call->dst);
+}
+
+static int call_home(Qcow2 *q, uint64_t offset, IoSlice dst)
+{
+    ReadCall call = {.q = q, .offset = offset, .dst = dst};
+
+    return loop_call(q->node->home, read_at_home, &call);
+}
+
+static inline int lookup(Qcow2 *q, Away *away, uint64_t offset, uint64_t bytes, Map *ret_map)
+{
+    return away ? away_lookup(q, away, offset, bytes, ret_map) : map_lookup(q, offset, bytes, ret_map);
+}
+
 /* A run ends with its cached slice; goes on when the next slice continues it at the same place. */
-static int extend_run(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *map)
+static int extend_run(Qcow2 *q, Away *away, uint64_t offset, uint64_t bytes, Map *map)
 {
     while (map->bytes < bytes) {
         Map next;
-        int r = map_lookup(q, offset + map->bytes, bytes - map->bytes, &next);
+        int r = lookup(q, away, offset + map->bytes, bytes - map->bytes, &next);
 
         if (r < 0)
             return r;
@@ -48,23 +75,34 @@ static int extend_run(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *map)
     return 0;
 }
 
-int read_range(Qcow2 *q, uint64_t offset, IoSlice dst)
+/* away: NULL at home. Inline, so that home pays nothing for it. What unpacks compressed clusters, and keeps
+ * some of them, is at home. */
+static inline __attribute__((always_inline)) int read_runs(Qcow2 *q, Away *away, uint64_t offset, IoSlice dst)
 {
     size_t done = 0;
 
     while (done < dst.bytes) {
+        IoSlice part;
         Map map;
-        int r = map_lookup(q, offset + done, dst.bytes - done, &map);
+        int r = lookup(q, away, offset + done, dst.bytes - done, &map);
 
         if (LIKELY(r == 0) && map.type == QCOW2_TYPE_NORMAL && UNLIKELY(map.bytes < dst.bytes - done))
-            r = extend_run(q, offset + done, dst.bytes - done, &map);
-        if (LIKELY(r == 0))
-            r = read_run(q, &map, offset + done, io_slice_part(dst, done, map.bytes));
+            r = extend_run(q, away, offset + done, dst.bytes - done, &map);
+        if (UNLIKELY(r < 0))
+            return r;
+        part = io_slice_part(dst, done, map.bytes);
+        r = UNLIKELY(away && map.type == QCOW2_TYPE_COMPRESSED) ? call_home(q, offset + done, part)
+                                                                : read_run(q, &map, offset + done, part);
         if (UNLIKELY(r < 0))
             return r;
         done += map.bytes;
     }
     return 0;
+}
+
+int read_range(Qcow2 *q, uint64_t offset, IoSlice dst)
+{
+    return read_runs(q, NULL, offset, dst);
 }
 
 int read_is_zero(Qcow2 *q, uint64_t offset, uint64_t bytes)
@@ -88,12 +126,29 @@ int read_is_zero(Qcow2 *q, uint64_t offset, uint64_t bytes)
     return 1;
 }
 
+/* On a loop that is not the node's home. */
+static __attribute__((noinline)) int read_away(Qcow2 *q, uint64_t offset, IoSlice dst)
+{
+    Away *away = away_get(q);
+    _Atomic uint64_t *inflight;
+    int r;
+
+    if (UNLIKELY(!away))
+        return call_home(q, offset, dst);
+    inflight = away_begin(away);
+    r = read_runs(q, away, offset, dst);
+    away_end(inflight);
+    return r;
+}
+
 int image_read(Node *node, uint64_t offset, IoSlice dst)
 {
     Qcow2 *q = node->state;
     unsigned epoch;
     int r;
 
+    if (UNLIKELY(loop_current() != node->home))
+        return read_away(q, offset, dst);
     if (UNLIKELY(q->corrupt))
         return -ENOMEDIUM; /* unusable from now on, as with the reference */
     epoch = request_begin(q);

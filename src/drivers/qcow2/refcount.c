@@ -155,6 +155,47 @@ static int alloc_locked(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
     return 0;
 }
 
+/* ---- Clusters that are allocated ahead ---- */
+
+#define RESERVE_BYTES (8 * MIB)
+
+void refcount_release_reserve(Qcow2 *q)
+{
+    if (q->reserve.count)
+        free_range(q, FREE_READY, q->reserve.offset, q->reserve.count << q->cluster_bits, false);
+    q->reserve = (ClusterRun){0};
+}
+
+static int fill_reserve(Qcow2 *q)
+{
+    int r = alloc_locked(q, MAX(RESERVE_BYTES >> q->cluster_bits, UINT64_C(1)), &q->reserve);
+
+    if (r < 0)
+        return r;
+    r = sync_refcounts(q);
+    if (r == 0)
+        r = edge_flush(q->file);
+    if (r < 0)
+        refcount_release_reserve(q);
+    return r;
+}
+
+static int take_from_reserve(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
+{
+    ClusterRun *reserve = &q->reserve;
+    int r = reserve->count ? 0 : fill_reserve(q);
+
+    if (r < 0)
+        return r;
+    *ret_run = (ClusterRun){.offset = reserve->offset,
+        .count = MIN(want, reserve->count),
+        .fresh = reserve->fresh,
+        .durable = true};
+    reserve->offset += ret_run->count << q->cluster_bits;
+    reserve->count -= ret_run->count;
+    return 0;
+}
+
 int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
 {
     int r;
@@ -162,7 +203,7 @@ int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
     if (q->frees[FREE_READY].count)
         (void)!free_reclaim(q);
     co_mutex_lock_shielded(&q->refcount_lock);
-    r = alloc_locked(q, want, ret_run);
+    r = q->reserves ? take_from_reserve(q, want, ret_run) : alloc_locked(q, want, ret_run);
     co_mutex_unlock(&q->refcount_lock);
     return r;
 }

@@ -56,7 +56,7 @@ static int switch_or_restore(Qcow2 *q, const LargerL1 *larger)
     int r = switch_l1(q, larger->offset, larger->entries);
 
     if (r < 0 && switch_l1(q, q->l1_offset, q->l1_entries) < 0)
-        q->corrupt = true;
+        image_refuse(q);
     return r;
 }
 
@@ -120,7 +120,7 @@ static int switch_size(Qcow2 *q, uint64_t size)
     if (r == 0)
         q->header.size = size;
     else if (write_size(q, q->header.size) < 0)
-        q->corrupt = true;
+        image_refuse(q);
     return r;
 }
 

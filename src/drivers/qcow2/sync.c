@@ -105,12 +105,15 @@ static int write_groups(Qcow2 *q)
 /* Hold writeback_lock. */
 static int writeback_locked(Qcow2 *q)
 {
+    bool unordered;
     int r;
 
     co_mutex_lock_shielded(&q->l2.write_lock);
+    unordered = q->unordered;
     r = l1_freeze(q);
     if (r == 0) {
         cache_freeze(&q->l2);
+        q->unordered = false; /* of what is in the cache from now on */
         free_move(q, FREE_PENDING, FREE_WRITING);
         if (q->l1_frozen_count || !list_empty(&q->l2.frozen) || q->mapping_unsynced ||
             q->frees[FREE_WRITING].count)
@@ -121,6 +124,8 @@ static int writeback_locked(Qcow2 *q)
     co_mutex_unlock(&q->l2.write_lock);
     if (r == 0)
         free_durable(q);
+    else
+        q->unordered |= unordered;
     return r;
 }
 
@@ -142,6 +147,41 @@ int sync_writeback(Qcow2 *q)
     return r;
 }
 
+/* Hold writeback_lock. */
+static int publish_locked(Qcow2 *q)
+{
+    int r;
+
+    if (list_empty(&q->l2.dirty) && !q->l1_dirty_count)
+        return 0;
+    if (q->unordered || q->l1_dirty_count)
+        return writeback_locked(q);
+    co_mutex_lock_shielded(&q->l2.write_lock);
+    cache_freeze(&q->l2);
+    q->mapping_unsynced = true;
+    r = cache_write_frozen(&q->l2);
+    co_mutex_unlock(&q->l2.write_lock);
+    return r;
+}
+
+int sync_publish(Qcow2 *q)
+{
+    /* As above: many writes share one. */
+    uint64_t needed = q->publishes_begun + 1;
+    int r = 0;
+
+    co_mutex_lock_shielded(&q->writeback_lock);
+    if (q->publishes_done < needed) {
+        uint64_t number = ++q->publishes_begun;
+
+        r = publish_locked(q);
+        if (r == 0)
+            q->publishes_done = number;
+    }
+    co_mutex_unlock(&q->writeback_lock);
+    return r;
+}
+
 int sync_flush(Qcow2 *q)
 {
     int r = sync_writeback(q);
@@ -158,6 +198,7 @@ int sync_close(Qcow2 *q)
     if (r < 0)
         return r;
     free_durable(q);
+    refcount_release_reserve(q);
     r = free_reclaim(q);
     if (r == 0)
         r = sync_refcounts(q);

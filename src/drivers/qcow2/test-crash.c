@@ -29,6 +29,7 @@ typedef struct Sector {
     uint64_t ids[MAX_IDS];
     unsigned count;
     uint64_t dropped; /* values before ids[0] */
+    unsigned first;   /* of those that may be found */
     bool busy;
 } Sector;
 
@@ -37,6 +38,7 @@ typedef struct Load {
     Sector *sectors;
     uint64_t next_id, cluster_sectors;
     unsigned operations;
+    unsigned flags; /* of writes */
     bool stopped;
 } Load;
 
@@ -67,7 +69,7 @@ static void add_value(Load *load, uint64_t first, uint64_t count, uint64_t id)
 static void change(Load *load)
 {
     uint64_t first = test_random(SECTORS), count = 1 + test_random(MIN(SECTORS - first, UINT64_C(300))), id;
-    unsigned kind = (unsigned)test_random(9);
+    unsigned kind = (unsigned)test_random(load->flags & REQ_OUTLIVES ? 8 : 9); /* a discard is forgotten */
     AUTO_FREE uint64_t *data = NULL;
     struct iovec iov;
     int r;
@@ -86,14 +88,14 @@ static void change(Load *load)
     for (uint64_t i = 0; i < count * 64; i++)
         data[i] = value_of(id, first + i / 64);
     if (kind == 7)
-        r = driver_qcow2.write_zeroes(
-            load->node, first * 512, count * 512, test_random(2) ? REQ_MAY_UNMAP : 0);
+        r = driver_qcow2.write_zeroes(load->node, first * 512, count * 512,
+            load->flags | (test_random(2) ? (unsigned)REQ_MAY_UNMAP : 0));
     else if (kind == 8)
         r = driver_qcow2.discard(load->node, first * 512, count * 512);
     else
-        r = driver_qcow2.write(load->node, first * 512, io_slice_of(&iov, data, count * 512), 0);
+        r = driver_qcow2.write(load->node, first * 512, io_slice_of(&iov, data, count * 512), load->flags);
     if (r == -ENOTSUP)
-        r = driver_qcow2.write(load->node, first * 512, io_slice_of(&iov, data, count * 512), 0);
+        r = driver_qcow2.write(load->node, first * 512, io_slice_of(&iov, data, count * 512), load->flags);
     assert_int_equal(r, 0);
     for (uint64_t i = first; i < first + count; i++)
         load->sectors[i].busy = false;
@@ -146,7 +148,7 @@ static void worker(void *arg)
 
 static bool may_hold(const Sector *s, uint64_t id)
 {
-    for (unsigned k = 0; k < s->count; k++)
+    for (unsigned k = s->first; k < s->count; k++)
         if (s->ids[k] == id)
             return true;
     return false;
@@ -267,18 +269,34 @@ static void make_backing(Load *load)
     mem_backing = mem_file_new(data, BACKING_SECTORS * 512, false);
 }
 
-/* Cuts the power now and looks at what is left. */
-static void cut_and_check(const Load *load)
+/* What the kernel has. */
+static MemFile *copy_file(const MemFile *file)
+{
+    return mem_file_new(file->data, file->size, false);
+}
+
+/* Every write that was answered is there. */
+static void expect_answered(Sector *sectors)
+{
+    for (uint64_t i = 0; i < SECTORS; i++)
+        if (sectors[i].count)
+            sectors[i].first = sectors[i].count - 1 - (sectors[i].busy && sectors[i].count > 1);
+}
+
+/* Cuts the power, or only ends the process, now and looks at what is left. */
+static void cut_and_check(const Load *load, bool power)
 {
     AUTO_ERROR Error err = ERROR_INIT;
-    MemFile *live = mem_file, *cut = mem_file_cut(live), *live_data = mem_data_file;
+    MemFile *live = mem_file, *cut = power ? mem_file_cut(live) : copy_file(live), *live_data = mem_data_file;
     AUTO_FREE Sector *then = mem_zalloc(SECTORS * sizeof(*then));
     Node *node;
 
     memcpy(then, load->sectors, SECTORS * sizeof(*then));
+    if (!power)
+        expect_answered(then);
     mem_yields = false;
     mem_file = cut;
-    mem_data_file = live_data ? mem_file_cut(live_data) : NULL;
+    mem_data_file = !live_data ? NULL : power ? mem_file_cut(live_data) : copy_file(live_data);
     node = test_open(false, &err);
     assert_non_null(node);
     check_references(cut, node->state);
@@ -295,6 +313,7 @@ static void cut_and_check(const Load *load)
 typedef struct Run {
     const Shape *shape;
     unsigned operations, cuts;
+    unsigned flags; /* of writes */
 } Run;
 
 static void run_load(void *arg)
@@ -304,6 +323,7 @@ static void run_load(void *arg)
     AUTO_ERROR Error err = ERROR_INIT;
     Load load = {.sectors = mem_zalloc(SECTORS * sizeof(Sector)),
         .operations = run->operations,
+        .flags = run->flags,
         .cluster_sectors = shape->cluster_size / 512};
     CoGroup group;
 
@@ -321,7 +341,7 @@ static void run_load(void *arg)
     for (unsigned cuts = 0; cuts < run->cuts && load.operations; cuts++) {
         for (uint64_t n = test_random(150); n; n--)
             (void)!co_yield ();
-        cut_and_check(&load);
+        cut_and_check(&load, !(run->flags & REQ_OUTLIVES) || test_random(2));
     }
     co_group_join(&group);
     flush(&load);
@@ -354,7 +374,8 @@ static void test_power_cuts(void **state)
         bool longer = i < ARRAY_SIZE(shapes);
         Run run = {.shape = &shapes[i % ARRAY_SIZE(shapes)],
             .operations = longer ? 800 : 120,
-            .cuts = longer ? 40 : 5};
+            .cuts = longer ? 40 : 5,
+            .flags = i / ARRAY_SIZE(shapes) % 2 ? REQ_OUTLIVES : 0};
 
         test_random_seed(i + 1);
         test_run(run_load, &run);

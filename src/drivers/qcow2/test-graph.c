@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+/* Files may be read and written on several loops at once, word by word, as the kernel does with a real one:
+ * nothing here orders what the loops do. A file that several loops use must not be recorded nor grow beyond
+ * what was reserved. */
 #include "drivers/qcow2/test-graph.h"
 
 #include "base/mem.h"
 #include "generated/types.h"
-
-#include <assert.h>
 
 extern const Driver driver_qcow2;
 
@@ -24,9 +25,10 @@ BlockdevOptionsQcow2 mem_options;
 uint64_t mem_limit = UINT64_C(1) << 30;
 bool mem_yields = true;
 unsigned mem_corruptions, mem_faults;
-static uint64_t random_state = 1, write_number;
+static __thread uint64_t random_state = 1;
+static uint64_t write_number;
 
-/* ---- Random numbers and coroutines ---- */
+/* ---- Random numbers ---- */
 
 void test_random_seed(uint64_t seed)
 {
@@ -41,7 +43,7 @@ uint64_t test_random(uint64_t below)
     return below ? (random_state >> 11) % below : 0;
 }
 
-static void pause_here(void)
+void test_pause(void)
 {
     uint64_t turns = test_random(100) ? test_random(4) : 2000; /* now and then the disk is slow */
 
@@ -54,40 +56,9 @@ static bool fails(void)
     return mem_faults && test_random(1000) < mem_faults;
 }
 
-static uint64_t no_clock(void)
-{
-    return 0;
-}
-
-void test_run(void (*fn)(void *arg), void *arg)
-{
-    CoSched *sched = co_sched_new(no_clock);
-    CoGroup group;
-
-    co_sched_enter(sched);
-    co_group_init(&group);
-    co_start(&group, "test", fn, arg);
-    while (co_sched_run(sched))
-        ;
-    assert(co_sched_count(sched) == 0);
-    co_sched_enter(NULL);
-    co_sched_free(sched);
-}
-
-int loop_work(int (*fn)(void *arg), void *arg)
-{
-    pause_here();
-    return fn(arg);
-}
-
-uint64_t loop_now_ns(void)
-{
-    return 0;
-}
-
 /* ---- Files ---- */
 
-static void reserve(MemFile *file, uint64_t size)
+void mem_file_reserve(MemFile *file, uint64_t size)
 {
     uint64_t capacity = MAX(file->capacity, UINT64_C(65536));
 
@@ -110,7 +81,7 @@ MemFile *mem_file_new(const void *data, uint64_t size, bool record)
 
     if (record)
         file->durable = mem_zalloc(1);
-    reserve(file, size);
+    mem_file_reserve(file, size);
     file->size = size;
     if (size) {
         memcpy(file->data, data, size);
@@ -186,14 +157,59 @@ static void complete(MemFile *file, uint64_t number)
 
 /* ---- Requests ---- */
 
+#define PIECE_BYTES 4096
+
+/* Copies to or from a file: words of the file at once, what does not fill one bytewise. */
+static void copy_atomically(uint8_t *file, uint8_t *own, size_t bytes, bool to_file)
+{
+    size_t i = 0;
+
+    if (is_aligned((uintptr_t)file, 8)) {
+        for (uint64_t word; i + 8 <= bytes; i += 8) {
+            if (to_file) {
+                memcpy(&word, own + i, 8);
+                __atomic_store_n((uint64_t *)(file + i), word, __ATOMIC_RELAXED);
+            } else {
+                word = __atomic_load_n((uint64_t *)(file + i), __ATOMIC_RELAXED);
+                memcpy(own + i, &word, 8);
+            }
+        }
+    }
+    for (; i < bytes; i++) {
+        if (to_file)
+            __atomic_store_n(file + i, own[i], __ATOMIC_RELAXED);
+        else
+            own[i] = __atomic_load_n(file + i, __ATOMIC_RELAXED);
+    }
+}
+
 int edge_read(Edge *edge, uint64_t offset, IoSlice dst)
 {
+    uint8_t piece[PIECE_BYTES];
+
     if (out_of_range(offset, dst.bytes, edge->mem->size))
         return -EIO;
-    pause_here();
-    io_slice_copy_to(dst, edge->mem->data + offset, dst.bytes);
-    pause_here();
+    test_pause();
+    for (size_t done = 0; done < dst.bytes; done += PIECE_BYTES) {
+        size_t bytes = MIN(dst.bytes - done, sizeof(piece));
+
+        copy_atomically(edge->mem->data + offset + done, piece, bytes, false);
+        io_slice_copy_to(io_slice_part(dst, done, bytes), piece, bytes);
+    }
+    test_pause();
     return 0;
+}
+
+static void copy_to_file(MemFile *file, uint64_t offset, IoSlice src)
+{
+    uint8_t piece[PIECE_BYTES];
+
+    for (size_t done = 0; done < src.bytes; done += PIECE_BYTES) {
+        size_t bytes = MIN(src.bytes - done, sizeof(piece));
+
+        io_slice_copy_from(io_slice_part(src, done, bytes), piece, bytes);
+        copy_atomically(file->data + offset + done, piece, bytes, true);
+    }
 }
 
 int edge_write(Edge *edge, uint64_t offset, IoSlice src, unsigned flags)
@@ -201,19 +217,19 @@ int edge_write(Edge *edge, uint64_t offset, IoSlice src, unsigned flags)
     MemFile *file = edge->mem;
     uint64_t number = 0;
 
-    pause_here();
+    test_pause();
     if (fails())
         return -EIO;
     if (offset > mem_limit || src.bytes > mem_limit - offset)
         return -ENOSPC;
-    reserve(file, offset + src.bytes);
-    io_slice_copy_from(src, file->data + offset, src.bytes);
+    mem_file_reserve(file, offset + src.bytes);
+    copy_to_file(file, offset, src);
     if (offset + src.bytes > file->size)
         file->size = edge->node->size = offset + src.bytes;
     record(file, offset, file->data + offset, src.bytes);
     if (file->write_count)
         number = file->writes[file->write_count - 1].number;
-    pause_here();
+    test_pause();
     complete(file, number);
     return flags & REQ_FUA ? edge_flush(edge) : 0;
 }
@@ -252,13 +268,15 @@ int edge_flush(Edge *edge)
 
     if (fails())
         return -EIO;
-    if (!file->durable)
+    if (!file->durable) {
+        test_pause();
         return 0;
+    }
     numbers = mem_zalloc((file->write_count + 1) * sizeof(*numbers));
     for (size_t i = 0; i < file->write_count; i++)
         if (file->writes[i].completed)
             numbers[count++] = file->writes[i].number;
-    pause_here();
+    test_pause();
     for (size_t k = 0; k < count; k++) {
         for (size_t i = 0; i < file->write_count; i++) {
             if (file->writes[i].number == numbers[k]) {
@@ -281,7 +299,7 @@ int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, u
 {
     if (size > mem_limit)
         return err_set(err, -ENOSPC, "too large");
-    reserve(edge->mem, size);
+    mem_file_reserve(edge->mem, size);
     if (size < edge->mem->size)
         memset(edge->mem->data + size, 0, edge->mem->size - size);
     edge->mem->size = edge->node->size = size;
@@ -390,6 +408,7 @@ Node *test_open(bool read_only, Error *err)
     options.u.qcow2.file = &file;
     node->driver = &driver_qcow2;
     node->state = mem_zalloc(driver_qcow2.state_size);
+    node->home = loop_current();
     node->private = mem_new(struct NodePrivate);
     node->read_only = read_only;
     node->discard_unmap = true;

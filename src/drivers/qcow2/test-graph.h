@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A block graph in memory for tests of the engine: stands in for block/ and for the worker pool. Files
- * remember what has been written since the last flush, so that a test can cut the power. Requests let other
- * coroutines run at random.
+ * A block graph in memory for tests of the engine: stands in for block/. Files remember what has been written
+ * since the last flush, so that a test can cut the power. Requests let other coroutines run at random.
+ *
+ * test-sched.c stands in for the loop: one thread, no time. Tests that need real loops do without it.
  */
 #pragma once
 
@@ -19,7 +20,8 @@ typedef struct MemWrite {
 typedef struct MemFile {
     uint8_t *data;    /* as requests see it */
     uint8_t *durable; /* what a flush has made safe; NULL: not recorded */
-    uint64_t size, capacity;
+    _Atomic uint64_t size;
+    uint64_t capacity;
     MemWrite *writes; /* since then */
     size_t write_count, write_capacity;
 } MemFile;
@@ -39,14 +41,19 @@ extern unsigned mem_corruptions;
 
 MemFile *mem_file_new(const void *data, uint64_t size, bool record);
 void mem_file_free(MemFile *file);
+/* Has room for size bytes from now on. */
+void mem_file_reserve(MemFile *file, uint64_t size);
 /* What may be found after a power cut: everything durable, and of the rest any part. */
 MemFile *mem_file_cut(const MemFile *file);
 
 uint64_t test_random(uint64_t below);
+/* Each thread has numbers of its own. */
 void test_random_seed(uint64_t seed);
+/* Lets other coroutines run, mostly for a moment. */
+void test_pause(void);
 
 /* Opens mem_file with the driver; NULL with err set. */
 Node *test_open(bool read_only, Error *err);
 void test_close(Node *node);
-/* Runs fn(arg) in a coroutine of a scheduler of its own. */
+/* test-sched.c: runs fn(arg) in a coroutine of a scheduler of its own. */
 void test_run(void (*fn)(void *arg), void *arg);

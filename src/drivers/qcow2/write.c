@@ -41,11 +41,12 @@ typedef struct NewWrite {
     uint64_t first;       /* guest offset of the first cluster */
     uint64_t clusters;
     uint64_t fill_start,
-        fill_end;  /* what is written in all: [offset, end) and what must be copied around it */
-    uint64_t host; /* of the first cluster */
-    bool keep;     /* the clusters have host clusters of their own already */
-    bool whole;    /* all subclusters become allocated */
-    bool fresh;    /* the host clusters read as zeroes */
+        fill_end;   /* what is written in all: [offset, end) and what must be copied around it */
+    uint64_t host;  /* of the first cluster */
+    bool keep;      /* the clusters have host clusters of their own already */
+    bool whole;     /* all subclusters become allocated */
+    bool fresh;     /* the host clusters read as zeroes */
+    bool unordered; /* what was done for it must be durable before the mapping is written */
 } NewWrite;
 
 /* The host cluster of an entry may be written in place. */
@@ -139,7 +140,10 @@ static int plan_write(Qcow2 *q, uint64_t offset, uint64_t bytes, NewWrite *w)
 
     if (r < 0)
         return r;
-    *w = (NewWrite){.offset = offset, .end = offset + bytes, .first = align_down(offset, q->cluster_size)};
+    *w = (NewWrite){.offset = offset,
+        .end = offset + bytes,
+        .first = align_down(offset, q->cluster_size),
+        .unordered = true};
     if (alloc_wait(q, w->first, w->first + q->cluster_size))
         return 1;
     entry = slice_entry(q, slice->table, index);
@@ -175,6 +179,7 @@ static int plan_place(Qcow2 *q, NewWrite *w)
         return r;
     w->host = run.offset;
     w->fresh = run.fresh;
+    w->unordered = !run.fresh || !run.durable;
     if (run.count < w->clusters) {
         plan_trim(q, w, run.count);
         w->fill_end = w->end;
@@ -311,6 +316,19 @@ static int fill(Qcow2 *q, const NewWrite *w, IoSlice src)
     return r;
 }
 
+/* Whether it matters that the mapping may become durable before the data. Not if either way what was there
+ * before is found: zeroes. */
+static int find_order(Qcow2 *q, NewWrite *w)
+{
+    int r;
+
+    if (w->unordered)
+        return 0;
+    r = read_is_zero(q, w->fill_start, MIN(w->fill_end, q->node->size) - w->fill_start);
+    w->unordered = r == 0;
+    return MIN(r, 0);
+}
+
 /* ---- Linking ---- */
 
 /* Bits [from, to) of a subcluster mask. */
@@ -338,11 +356,12 @@ static int link_clusters(Qcow2 *q, const NewWrite *w)
     if (r < 0)
         return r;
     table = cache_modify(&q->l2, slice);
+    q->unordered |= w->unordered;
     for (uint32_t i = 0; i < w->clusters; i++) {
         uint64_t guest = w->first + ((uint64_t)i << q->cluster_bits);
         uint64_t old = slice_entry(q, table, index + i), subs = slice_subclusters(q, table, index + i);
 
-        slice_set(q, table, index + i, (w->host + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED,
+        slice_set(q, guest, table, index + i, (w->host + ((uint64_t)i << q->cluster_bits)) | QCOW2_COPIED,
             q->extended ? linked_subclusters(q, w, guest, subs) : 0);
         if (!w->keep)
             map_release(q, old, q->pass_discard_other);
@@ -364,7 +383,9 @@ static int write_new(Qcow2 *q, uint64_t offset, IoSlice src, size_t *ret_bytes)
         alloc_end(&w.range);
         return r;
     }
-    r = fill(q, &w, io_slice_part(src, 0, w.end - w.offset));
+    r = find_order(q, &w);
+    if (r == 0)
+        r = fill(q, &w, io_slice_part(src, 0, w.end - w.offset));
     if (r == 0)
         r = link_clusters(q, &w);
     if (r < 0 && !w.keep && !q->data_file)
@@ -374,21 +395,21 @@ static int write_new(Qcow2 *q, uint64_t offset, IoSlice src, size_t *ret_bytes)
     return r;
 }
 
-static int write_in_place(Qcow2 *q, const Map *map, IoSlice src, unsigned flags, bool *durable)
+static int write_in_place(Qcow2 *q, const Map *map, IoSlice src, unsigned flags, Kept *kept)
 {
     int r = q->data_file ? 0 : write_overlap_check(q, map->host, map->bytes, 0);
 
     if (UNLIKELY(r < 0))
         return r;
-    *durable &= map->durable;
-    return edge_write(q->data, map->host, src, *durable ? flags & REQ_FUA : 0);
+    *kept = MIN(*kept, map->kept);
+    return edge_write(q->data, map->host, src, *kept == KEPT_ON_DISK ? flags & REQ_FUA : 0);
 }
 
-int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, bool *ret_durable)
+int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, Kept *ret_kept)
 {
     size_t done = 0;
 
-    *ret_durable = true;
+    *ret_kept = KEPT_ON_DISK;
     while (done < src.bytes) {
         size_t bytes;
         Map map;
@@ -398,9 +419,9 @@ int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, bool *re
             return r;
         if (LIKELY(map.type == QCOW2_TYPE_NORMAL && map.copied)) {
             bytes = map.bytes;
-            r = write_in_place(q, &map, io_slice_part(src, done, bytes), flags, ret_durable);
+            r = write_in_place(q, &map, io_slice_part(src, done, bytes), flags, ret_kept);
         } else {
-            *ret_durable = false;
+            *ret_kept = KEPT_IN_MEMORY;
             r = write_new(q, offset + done, io_slice_part(src, done, src.bytes - done), &bytes);
         }
         if (UNLIKELY(r < 0))
@@ -410,20 +431,29 @@ int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, bool *re
     return 0;
 }
 
+/* A write has changed the image; makes it survive what flags ask for. */
+static int keep(Qcow2 *q, Kept kept, unsigned flags)
+{
+    if ((flags & REQ_FUA) && kept != KEPT_ON_DISK)
+        return sync_flush(q);
+    return (flags & REQ_OUTLIVES) && kept == KEPT_IN_MEMORY ? sync_publish(q) : 0;
+}
+
 int image_write(Node *node, uint64_t offset, IoSlice src, unsigned flags)
 {
     Qcow2 *q = node->state;
-    bool durable = false;
+    Kept kept = KEPT_IN_MEMORY;
     unsigned epoch;
     int r;
 
     if (UNLIKELY(q->corrupt))
         return -ENOMEDIUM; /* unusable from now on, reads included */
+    q->reserves |= flags & REQ_OUTLIVES;
     epoch = request_begin(q);
     if (UNLIKELY(flags & REQ_COMPRESSED))
         r = write_compressed(q, offset, src);
     else
-        r = write_range(q, offset, src, flags, &durable);
+        r = write_range(q, offset, src, flags, &kept);
     request_end(q, epoch);
-    return LIKELY(r < 0 || !(flags & REQ_FUA) || durable) ? r : sync_flush(q);
+    return LIKELY(r < 0 || !(flags & (REQ_FUA | REQ_OUTLIVES))) ? r : keep(q, kept, flags);
 }

@@ -45,12 +45,13 @@ static NewEntry discarded(const Qcow2 *q, uint64_t old, uint64_t subs, bool full
 
 typedef enum ChangeKind { CHANGE_ZERO, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_DROP } ChangeKind;
 
+/* count clusters of a slice; the first one has the guest address offset and lies at index. */
 static void change_slice(
-    Qcow2 *q, CacheEntry *slice, uint32_t index, uint64_t count, ChangeKind kind, bool pass)
+    Qcow2 *q, CacheEntry *slice, uint64_t offset, uint32_t index, uint64_t count, ChangeKind kind, bool pass)
 {
     uint8_t *table = NULL;
 
-    for (uint32_t i = index; i < index + count; i++) {
+    for (uint32_t i = index; i < index + count; i++, offset += q->cluster_size) {
         const uint8_t *now = table ? table : slice->table;
         uint64_t old = slice_entry(q, now, i), subs = slice_subclusters(q, now, i);
         NewEntry new = kind == CHANGE_DISCARD || kind == CHANGE_DROP
@@ -61,7 +62,7 @@ static void change_slice(
             continue;
         if (!table)
             table = cache_modify(&q->l2, slice);
-        slice_set(q, table, i, new.entry, new.subs);
+        slice_set(q, offset, table, i, new.entry, new.subs);
         if ((new.entry ^ old) & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED))
             map_release(q, old, pass);
     }
@@ -82,7 +83,7 @@ static int change_some(Qcow2 *q, uint64_t *offset, uint64_t end, ChangeKind kind
             return r;
         count = MIN((end - *offset) >> q->cluster_bits, (UINT64_C(1) << q->slice_l2_bits) - index);
     } while (alloc_wait(q, *offset, *offset + (count << q->cluster_bits)));
-    change_slice(q, slice, index, count, kind, pass);
+    change_slice(q, slice, *offset, index, count, kind, pass);
     if (q->data_file && !q->data_raw && pass && kind != CHANGE_ZERO) {
         uint64_t size = MIN(node_size(edge_node(q->data)), q->node->size);
         uint64_t stop = MIN(*offset + (count << q->cluster_bits), size);
@@ -154,14 +155,14 @@ static int zero_subclusters(Qcow2 *q, uint64_t offset, uint64_t end)
         return -ENOTSUP;
     bits = ((UINT64_C(1) << to) - 1) & ~((UINT64_C(1) << from) - 1);
     bits = (slice_subclusters(q, slice->table, index) | bits << 32) & ~bits;
-    slice_set(q, cache_modify(&q->l2, slice), index, old, bits);
+    slice_set(q, cluster, cache_modify(&q->l2, slice), index, old, bits);
     return 0;
 }
 
 int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     static const uint8_t zeroes[4096];
-    bool durable;
+    Kept kept;
     int r = read_is_zero(q, offset, bytes);
 
     if (r != 0)
@@ -174,7 +175,7 @@ int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
 
         for (unsigned i = 0; i < ARRAY_SIZE(iov); i++)
             iov[i] = (struct iovec){.iov_base = (void *)zeroes, .iov_len = sizeof(zeroes)};
-        r = write_range(q, offset + done, (IoSlice){.iov = iov, .bytes = piece}, 0, &durable);
+        r = write_range(q, offset + done, (IoSlice){.iov = iov, .bytes = piece}, 0, &kept);
         if (r < 0)
             return r;
         done += piece;
@@ -252,7 +253,7 @@ int image_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned fla
     r = zero_range(q, offset, bytes, flags);
     request_end(q, epoch);
     drain_pending(q);
-    return r;
+    return r == 0 && (flags & REQ_OUTLIVES) ? sync_publish(q) : r;
 }
 
 int image_discard(Node *node, uint64_t offset, uint64_t bytes)
