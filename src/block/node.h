@@ -75,7 +75,8 @@ typedef enum RequestFlags {
         1 << 2, /* write_zeroes: -ENOTSUP rather than writing buffers of zeroes (NBD FAST_ZERO) */
     REQ_COMPRESSED = 1 << 3, /* write: store compressed */
     REQ_UNCHANGED = 1 << 4,  /* does not change the visible contents (copy on read) */
-    REQ_OUTLIVES = 1 << 5,   /* survives the end of this process when it returns; of the host only after a flush */
+    REQ_OUTLIVES =
+        1 << 5, /* survives the end of this process when it returns; of the host only after a flush */
 } RequestFlags;
 
 int edge_read(Edge *edge, uint64_t offset, IoSlice dst);

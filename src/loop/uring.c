@@ -16,8 +16,9 @@
 
 #define SQ_ENTRIES 256
 #define CQ_ENTRIES 4096
-/* Operations that are queued before they are submitted, unless the options say otherwise: few enough that a disk works on
- * the first ones while further ones are made, many enough that the system call does not matter. */
+/* Operations that are queued before they are submitted, unless the options say otherwise: few enough that a
+ * disk works on the first ones while further ones are made, many enough that the system call does not matter.
+ */
 #define SUBMIT_BATCH 10
 #define NS_PER_S UINT64_C(1000000000)
 
