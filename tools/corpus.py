@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes seeds for the fuzz targets from what the tests know: corpus.py DIRECTORY writes DIRECTORY/TARGET/*.
 
-QMP lines, command lines and NBD conversations come from tests/differential/, images from qemu-img.
+QMP lines, command lines and NBD conversations come from tests/differential/, images from qemu-img, FUSE requests from here.
 """
 
 import hashlib
@@ -148,10 +148,146 @@ def from_images(directory):
                 save(directory, 'qcow2-image', data[: LARGEST - 2] + end)
 
 
+FUSE_REQUESTS = [  # opcode, body
+    (26, struct.pack('<5I', 7, 38, 65536, 0xFFFFFFFF, 0xFFFFFFFF) + bytes(44)),
+    (14, struct.pack('<2I', 0o40002, 0)),
+    (3, bytes(16)),
+    *((15, struct.pack('<2Q2IQ2I', 0, at, 4096, 0, 0, 0, 0)) for at in (0, 65000, 1 << 40)),
+    *((16, struct.pack('<2Q2IQ2I', 0, at, 600, 0, 0, 0, 0) + bytes(600)) for at in (512, 65000, 70000)),
+    *((4, struct.pack('<2I6Q8I', 8, 0, 0, size, *[0] * 12)) for size in (1000, 1 << 20)),
+    (4, struct.pack('<2I6Q8I', 7, 0, *[0] * 9, 0o600, 0, 1, 2, 0)),
+    *((43, struct.pack('<3Q2I', 0, 4096, 66000, mode, 0)) for mode in (0, 3, 16, 17, 8)),
+    *((46, struct.pack('<2Q2I', 0, 0, whence, 0)) for whence in (3, 4)),
+    (47, struct.pack('<7Q', 0, 0, 1, 0, 16384, 8192, 0)),
+    *((opcode, bytes(24)) for opcode in (1, 2, 17, 18, 20, 25, 36, 38, 42)),
+]
+
+
+def from_fuse(directory):
+    messages = [struct.pack('<2I2Q4I', 40 + len(body), opcode, 1, 1, *[0] * 4) + body for opcode, body in FUSE_REQUESTS]
+    for message in messages:
+        save(directory, 'fuse', message)
+    session = [struct.pack('<H', len(message)) + message for message in messages]
+    for end in (b'', b'\0', b'\0' * 4):
+        save(directory, 'fuse-session', b''.join(session) + end)
+        for first in range(0, len(session), 4):
+            save(directory, 'fuse-session', b''.join(session[first : first + 4]) + end)
+
+
+NEXT, WRITE, INDIRECT, AVAILABLE = 1, 2, 4, 0x80
+
+
+def virtqueue_memory(packed):
+    """Rings of eight entries at 0, 128 and 256 with a chain of three, two lone descriptors and a table of three, at 512."""
+    pieces = [(1024, 16, 0), (4000, 300, WRITE), (3000, 1, WRITE)]
+    if packed:
+        ring = [(at, size, 5, flags | AVAILABLE | (NEXT if i < 2 else 0)) for i, (at, size, flags) in enumerate(pieces)]
+        ring += [(512, 48, 3, INDIRECT | AVAILABLE), (2048, 9, 1, WRITE | AVAILABLE), (2048, 9, 2, AVAILABLE)]
+        table = [(at, size, 0, flags) for at, size, flags in pieces]
+        available, used = b'', b''
+    else:
+        ring = [(at, size, flags | (NEXT if i < 2 else 0), i + 1) for i, (at, size, flags) in enumerate(pieces)]
+        ring += [(512, 48, INDIRECT, 0), (2048, 9, WRITE, 0), (2048, 9, 0, 0)]
+        table = ring[:3]
+        available, used = struct.pack('<6H', 0, 4, 0, 3, 4, 5), bytes(4)
+    memory = bytearray(1024)
+    memory[: 16 * len(ring)] = b''.join(struct.pack('<QI2H', *entry) for entry in ring)
+    memory[128 : 128 + len(available)] = available
+    memory[256 : 256 + len(used)] = used
+    memory[512:560] = b''.join(struct.pack('<QI2H', *entry) for entry in table)
+    return bytes(memory)
+
+
+def virtqueue_area(packed):
+    """One request in flight."""
+    if not packed:
+        entries = [struct.pack('<B5xHQ', i == 3, 0, 7) for i in range(8)]
+        return struct.pack('<Q4H', 0, 1, 8, 0, 0) + b''.join(entries)
+    entries = [
+        struct.pack('<BxHHHQHHIQ', i == 0, i + 1, 1, 2, 7, 6, WRITE | (NEXT if i == 0 else 0), 64, 2048) for i in range(8)
+    ]
+    return struct.pack('<QHHHH2H2B2x8x', 0, 1, 8, 2, 2, 0, 0, 1, 1) + b''.join(entries)
+
+
+def from_virtqueues(directory):
+    regions = struct.pack('<12H', 0, 0, 4096, 0, 4096, 4096, 4096, 4096, 9000, 9000, 100, 0)
+    histories = [b'', bytes(6), b'\0\2' * 6, b'\0\0\0\2\2\3\4\x0c\0\2\3', b'\0\0\0\0\0\x12\x0a\2\3\x0c']
+    for packed in (0, 1):
+        memory, area = virtqueue_memory(packed), virtqueue_area(packed).ljust(256, b'\0')[:256]
+        for flags in (2, 6, 14):
+            setup = struct.pack('<BB3HI', packed | flags, 8, 0, 128, 256, 0) + regions
+            tracked = bytes([setup[0] | 16]) + setup[1:]
+            for history in histories:
+                save(directory, 'virtqueue', setup + memory + history)
+                save(directory, 'virtqueue', tracked + bytes(256) + memory + history)
+                save(directory, 'virtqueue', tracked + area + memory + history)
+
+
+# Where the front end of fuzz-vhost-user-session has its memory.
+VHOST_GUEST = 0x10000
+VIRTIO_1, PACKED, EVENT_IDX, INDIRECT = 1 << 32, 1 << 34, 1 << 29, 1 << 28
+
+
+def vhost_start(features, size=8, base=0):
+    return b'\x01' + struct.pack('<Q', features)[:5] + struct.pack('<HBHI', size, 0, 0, base)
+
+
+def vhost_message(request, payload, fds=0):
+    return struct.pack('<5B', 0, fds, request, 0, len(payload)) + payload
+
+
+def vhost_write(at, data):
+    return b'\x02' + struct.pack('<HB', at, len(data)) + data
+
+
+def vhost_sessions():
+    """A read by each kind of ring, and what may happen to its queue then."""
+    pieces = [(0x1000, 16, 0), (0x2000, 512, 2), (0x3000, 1, 2)]
+    header = vhost_write(0x1000, bytes(16))
+    for features in (VIRTIO_1, VIRTIO_1 | EVENT_IDX, VIRTIO_1 | INDIRECT, VIRTIO_1 | INDIRECT | EVENT_IDX):
+        chain = b''.join(
+            struct.pack('<QIHH', VHOST_GUEST + at, count, flags | (i < 2), i + 1)
+            for i, (at, count, flags) in enumerate(pieces)
+        )
+        if features & INDIRECT:
+            header += vhost_write(0x4000, chain)
+            chain = struct.pack('<QIHH', VHOST_GUEST + 0x4000, len(chain), 4, 0)
+        yield header + vhost_write(0, chain) + vhost_write(128, struct.pack('<HHH', 0, 1, 0)) + vhost_start(
+            features
+        )
+    chain = b''.join(
+        struct.pack('<QIHH', VHOST_GUEST + at, count, 0, flags | (i < 2) | 0x80)
+        for i, (at, count, flags) in enumerate(pieces)
+    )
+    yield header + vhost_write(0, chain) + vhost_start(VIRTIO_1 | PACKED, 8, 0x80008000)
+
+
+def from_vhost_user(directory):
+    region = struct.pack('<5Q', 0, VHOST_GUEST, 65536, 0x7F0000000000, 0)
+    ends = [
+        vhost_message(11, bytes(8)),
+        vhost_message(24, struct.pack('<3I', 0, 60, 0)) + vhost_message(25, struct.pack('<3IB', 32, 1, 0, 0)),
+        vhost_message(38, region) + vhost_message(37, region, 1),
+        vhost_message(6, struct.pack('<2Q', 65536, 0), 1) + vhost_message(21, b'', 16) + b'\x07',
+        vhost_message(32, struct.pack('<2Q2HI', 2 * 192 + 64, 0, 2, 8, 0), 8),
+        vhost_message(39, bytes(8)) + vhost_message(3, b'') * 2,
+        b'\x06\0\x10\x04',
+    ]
+    for start in vhost_sessions():
+        for end in ends:
+            save(directory, 'vhost-user-session', start + b'\x04\x05' + end + b'\x05')
+    for request in range(1, 41):
+        for size in (0, 8, 12, 16, 20, 24, 40, 72):
+            save(directory, 'vhost-user', struct.pack('<B3I', size == 40, request, 1, size) + bytes(size))
+
+
 def main():
     directory = pathlib.Path(sys.argv[1])
+    from_virtqueues(directory)
     from_cases(directory)
     from_images(directory)
+    from_fuse(directory)
+    from_vhost_user(directory)
 
 
 if __name__ == '__main__':

@@ -65,6 +65,7 @@ def run(target, directory, seconds):
             '-rss_limit_mb=2048',
             '-max_len=65536',
             '-verbosity=0',
+            '-close_fd_mask=2',  # what the code under test logs
             '-print_final_stats=1',
             f'-artifact_prefix={findings}/{name}-',
             corpus,
