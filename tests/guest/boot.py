@@ -26,6 +26,7 @@ def main():
     )
     parser.add_argument('--memory', type=int, default=512, metavar='MiB')
     parser.add_argument('--cpus', type=int, default=1)
+    parser.add_argument('--disk-tools', action='store_true', help='with fio, mke2fs, sfdisk, vdpa and the like')
     parser.add_argument('--timeout', type=int, default=300, metavar='SECONDS')
     parser.add_argument('--console', action='store_true', help='print what the kernel said, too')
     parser.add_argument('script', type=pathlib.Path)
@@ -39,6 +40,7 @@ def main():
         options.memory,
         options.cpus,
         newer=options.newer,
+        disk_tools=options.disk_tools,
         settings=dict(pair.split('=', 1) for pair in options.set),
     )
     try:

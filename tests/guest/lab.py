@@ -107,6 +107,24 @@ def modprobe(*names):
         run('modprobe', '-q', name, ok=None)
 
 
+# ---- The host ----
+
+_terminal = None
+
+
+def at(word):
+    """Tells the host where the scenario is."""
+    print(f'at {word}', flush=True)
+
+
+def hear():
+    """Waits for the next word of the host."""
+    global _terminal
+    if _terminal is None:
+        _terminal = open('/dev/ttyS1')  # noqa: SIM115: open as long as the scenario
+    return _terminal.readline().strip()
+
+
 # ---- Checks ----
 
 _checks = []

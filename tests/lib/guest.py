@@ -4,6 +4,11 @@
     guest = Guest(level='lio', programs=[('build/src/pr-helper/granary-pr-helper', '/usr/bin/pr-helper')])
     guest.run('actions.py', timeout=120).verify()
 
+    with guest.start('vhost_disks.py') as machine:     # where the host acts in between
+        machine.wait_for('resize')                     # the scenario has said lab.at('resize')
+        machine.qmp.cmd('device_del', id='disk0')
+        machine.finish(timeout=120).verify()
+
 The guest is a Debian kernel in QEMU without KVM, with an initramfs: busybox, sg3-utils, multipath-tools,
 udev, open-iscsi's iscsistart and Python. All of it is unpacked below the cache folder, nothing is installed.
 tests/guest/lab.py is the side that runs in the guest; it prints `ok NAME`, `not ok NAME: why` or
@@ -12,13 +17,16 @@ tests/guest/lab.py is the side that runs in the guest; it prints `ok NAME`, `not
 What cannot be had raises Unavailable; test fixtures turn that into a skip.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import os
 import pathlib
 import platform
 import re
+import select
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -28,7 +36,8 @@ import pytest
 
 from lib.debian import Unavailable, locked, unpacked, unpacked_kernel
 from lib.initramfs import MERGED, Initramfs, Modules, add_python
-from lib.tools import TOP, need
+from lib.qmp import Qmp, QmpClosed
+from lib.tools import DEADLINE, PACKAGES, TOP, need
 
 HERE = TOP / 'tests' / 'guest'
 LEVELS = ('none', 'lio', 'mpath', 'iscsi', 'iscsimpath')
@@ -63,12 +72,22 @@ MODULES = """
     nvme-loop loop null_blk nbd fuse ext4 crct10dif_generic crc32c_generic crc32c_intel libcrc32c
     sha256_generic vduse virtio_vdpa vhost_vdpa
 """.split()
+# What tests of disks use besides, of the host and of packages that are unpacked only.
+DISK_PROGRAMS = 'fio mke2fs e2fsck blkdiscard fstrim'.split()
+DISK_PACKAGES = 'fdisk libfdisk1 libsmartcols1 iproute2 libmnl0'.split()
+UNPACKED_DISK_PROGRAMS = 'sbin/sfdisk sbin/vdpa'.split()
 FOLDERS = 'dev etc lab mnt proc root run sys tmp usr/bin usr/lib64 usr/sbin var/lib var/tmp'.split()
 ACCOUNTS = {
     '/etc/passwd': 'root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n',
     '/etc/group': 'root:x:0:\ntty:x:5:\ndisk:x:6:\nnogroup:x:65534:\n',
     '/etc/nsswitch.conf': 'passwd: files\ngroup: files\n',
 }
+
+
+KERNEL_OPTIONS = (
+    'console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init tsc=reliable random.trust_cpu=on mitigations=off nokaslr'
+)
+FIRMWARE = ('/usr/share/seabios', '/usr/share/qemu')  # an unpacked QEMU takes the installed one's
 
 
 class GuestFailed(AssertionError):
@@ -223,6 +242,17 @@ def _fill_newer(archive):
     archive.link('/usr/lib64/ld-linux-x86-64.so.2', '../lib/x86_64-linux-gnu/ld-linux-x86-64.so.2')
 
 
+def _add_disk_tools(archive):
+    for name in DISK_PROGRAMS:
+        path = shutil.which(name, path=f'{os.environ["PATH"]}:/usr/sbin:/sbin')
+        if path is None:
+            raise Unavailable(f'no program {name} (package {PACKAGES.get(name, "util-linux")})')
+        archive.program(path, f'/usr/bin/{name}')
+    root = unpacked('disk-tools', 'bookworm', DISK_PACKAGES)
+    for program in UNPACKED_DISK_PROGRAMS:
+        archive.program(root / 'usr' / program, f'/usr/{program}', root=root)
+
+
 class Guest:
     """A guest to be.
 
@@ -234,6 +264,8 @@ class Guest:
     newer      Debian sid's multipath-tools and C library instead of bookworm's
     settings   of the lab: LAB_SIZE (MiB of a LUN), LAB_LUNS (how many), LAB_NEXUSES (3: a third that no map
                has), and for multipath.conf LAB_RKEY (reservation_key), LAB_POLICY, LAB_MULTIPATH (more lines)
+    disk_tools fio, mke2fs, sfdisk, vdpa and the like (DISK_PROGRAMS)
+    qemu       (program, folder of its modules), for example peers.system_emulator(); None: the installed one
     """
 
     def __init__(
@@ -248,12 +280,15 @@ class Guest:
         append='',
         newer=False,
         settings=None,
+        disk_tools=False,
+        qemu=None,
     ):
         assert level in LEVELS
         self._level, self._kernel, self._newer = level, kernel, newer
         self._programs, self._files = list(_pairs(programs)), list(_pairs(files))
         self._memory, self._cpus, self._qemu_args, self._append = memory, cpus, list(qemu_args), append
         self._settings = dict(settings or {})
+        self._disk_tools, self._qemu = disk_tools, qemu
 
     def _overlay(self, script, args, below):
         archive = Initramfs(below)
@@ -266,96 +301,170 @@ class Guest:
         archive.text('/lab/args', ''.join(f'{arg}\0' for arg in args))
         archive.text('/lab/level', self._level)
         archive.text('/lab/settings', ''.join(f'{k}={v}\0' for k, v in self._settings.items()))
+        if self._disk_tools:
+            _add_disk_tools(archive)
         for source, target in self._programs:
             archive.program(source, target)
         for source, target in self._files:
             archive.file(source, target)
         return archive
 
-    def run(self, script, args=(), timeout=120):
-        """Boots, runs a script (path in tests/guest or elsewhere, or its text) and returns the Result."""
+    def start(self, script, args=()):
+        """Boots a script (path in tests/guest or elsewhere, or its text); returns the Machine."""
         if platform.machine() != 'x86_64':
             raise Unavailable(f'guests are x86-64 machines, this is {platform.machine()}')
         kernel = unpacked_kernel(self._kernel)
         base, below = _base(kernel, self._newer)
-        with tempfile.TemporaryDirectory(prefix='gr-guest-') as folder:
-            folder = pathlib.Path(folder)
-            with open(folder / 'initrd', 'wb') as output:
+        machine = Machine()
+        try:
+            with open(machine.folder / 'initrd', 'w+b') as output:
                 with open(base, 'rb') as file:
                     shutil.copyfileobj(file, output, 1 << 20)
-                overlay = folder / 'overlay'
-                with open(overlay, 'wb') as file:
-                    self._overlay(script, [str(arg) for arg in args], below).write(file)
-                output.write(overlay.read_bytes())
-            return self._boot(folder, _kernel_image(kernel)[0], timeout)
+                with open(machine.folder / 'overlay', 'w+b') as overlay:
+                    self._overlay(script, [str(arg) for arg in args], below).write(overlay)
+                    overlay.seek(0)
+                    shutil.copyfileobj(overlay, output, 1 << 20)
+            machine.boot(self._command(_kernel_image(kernel)[0]), self._environment())
+        except BaseException:
+            machine.close()
+            raise
+        return machine
 
-    def _boot(self, folder, image, timeout):
-        accelerator = os.environ.get('GRANARY_GUEST_ACCEL', 'tcg')
-        command = [
-            'qemu-system-x86_64',
-            '-M',
-            'pc',
-            '-accel',
-            accelerator,
-            '-cpu',
-            'qemu64',
-            '-smp',
-            str(self._cpus),
-        ]
-        command += [
-            '-m',
-            str(self._memory),
-            '-nodefaults',
-            '-no-user-config',
-            '-display',
-            'none',
-            '-no-reboot',
-        ]
-        command += ['-device', 'virtio-rng-pci', '-kernel', str(image), '-initrd', str(folder / 'initrd')]
-        command += ['-serial', f'file:{folder}/console', '-serial', f'file:{folder}/output', '-append']
-        command += [
-            'console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init tsc=reliable random.trust_cpu=on '
-            'mitigations=off nokaslr '
-            f'{self._append}'.strip()
-        ]
-        command += self._qemu_args
-        begin = time.monotonic()
-        late = False
+    def run(self, script, args=(), timeout=120):
+        """Boots, runs a script and returns the Result."""
+        with self.start(script, args) as machine:
+            return machine.finish(timeout)
+
+    def _command(self, image):
+        command = [self._qemu[0] if self._qemu else 'qemu-system-x86_64']
+        for folder in FIRMWARE if self._qemu else ():
+            command += ['-L', folder]
+        # Guests with several processors crash now and then in QEMU before 8.1 when the kernel changes its own code.
+        accelerator = 'tcg' if self._cpus == 1 or self._qemu else 'tcg,thread=single'
+        command += ['-M', 'pc', '-accel', os.environ.get('GRANARY_GUEST_ACCEL', accelerator), '-cpu', 'qemu64']
+        command += ['-smp', str(self._cpus), '-m', str(self._memory), '-nodefaults', '-no-user-config']
+        command += ['-display', 'none', '-no-reboot', '-device', 'virtio-rng-pci', '-kernel', str(image)]
+        command += ['-append', f'{KERNEL_OPTIONS} {self._append}'.strip()]
+        return command + self._qemu_args
+
+    def _environment(self):
+        return dict(os.environ, QEMU_MODULE_DIR=self._qemu[1]) if self._qemu else None
+
+
+class Machine:
+    """A guest that runs. `qmp` is the session with its QEMU. Leaving it (`with`) ends it, however far it has come."""
+
+    def __init__(self):
+        self._temporary = tempfile.TemporaryDirectory(prefix='gr-guest-')
+        self.folder = pathlib.Path(self._temporary.name)
+        self._process, self._serial, self.qmp = None, None, None
+        self._output, self._begin = b'', time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, *_):
+        if kind and not issubclass(kind, GuestFailed):
+            print(self._failed('was not at its end'))
+        self.close()
+
+    def boot(self, command, environment):
+        """Starts QEMU. The scenario's terminal and QMP are sockets that it inherits."""
+        self._serial, serial = socket.socketpair()
+        control, monitor = socket.socketpair()
+        command += ['-initrd', f'{self.folder}/initrd', '-serial', f'file:{self.folder}/console']
+        command += ['-chardev', f'socket,id=lab-terminal,fd={serial.fileno()}', '-serial', 'chardev:lab-terminal']
+        command += ['-chardev', f'socket,id=lab-qmp,fd={monitor.fileno()}', '-mon', 'chardev=lab-qmp,mode=control']
+        with serial, monitor, open(self.folder / 'said', 'wb') as said:
+            try:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    env=environment,
+                    pass_fds=(serial.fileno(), monitor.fileno()),
+                )
+            except FileNotFoundError as error:
+                control.close()
+                raise Unavailable(f'no program {command[0]} (package qemu-system-x86)') from error
         try:
-            done = subprocess.run(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                timeout=timeout,
-                check=False,
-            )
-            said = done.stdout.decode(errors='replace')
-        except FileNotFoundError as error:
-            raise Unavailable('no program qemu-system-x86_64 (package qemu-system-x86)') from error
-        except subprocess.TimeoutExpired as expired:
-            late, said = True, (expired.output or b'').decode(errors='replace')
-        console, output = (
-            (folder / name).read_bytes().decode(errors='replace').replace('\r', '')
-            if (folder / name).exists()
-            else ''
-            for name in ('console', 'output')
-        )
-        seconds = time.monotonic() - begin
-        end = re.search(r'^guest-exit (\d+)$', output, re.MULTILINE)
+            self.qmp = Qmp.over(control)
+        except (QmpClosed, TimeoutError) as error:
+            control.close()
+            raise self._failed('does not greet') from error
+
+    @property
+    def output(self):
+        """What the scenario has printed so far, as far as it was received."""
+        return self._output.decode(errors='replace').replace('\r', '')
+
+    def tell(self, word):
+        """Says a word to the scenario, which has called lab.hear()."""
+        self._serial.sendall(f'{word}\n'.encode())
+
+    def wait_for(self, word, timeout=DEADLINE):
+        """Waits until the scenario has said lab.at(word). GuestFailed when it ends first, or is late."""
+        line = re.compile(rf'^at {re.escape(word)}$', re.MULTILINE)
+        self._receive(lambda: line.search(self.output), timeout)
+        if not line.search(self.output):
+            raise self._failed(f'did not come to "{word}" in {timeout:.0f} s')
+
+    def finish(self, timeout=120):
+        """Waits for the end of the guest and returns the Result; `timeout` counts from the boot."""
+        left = self._begin + timeout - time.monotonic()
+        self._receive(lambda: False, max(left, 1))
+        end = re.search(r'^guest-exit (\d+)$', self.output, re.MULTILINE)
         if end is None:
-            reason = f'did not end in {timeout} s' if late else f'ended without a word: {said.strip()}'
-            raise GuestFailed(
-                f'the guest {reason}\n--- its output\n{output}\n--- end of its console\n{console[-4000:]}'
-            )
-        output = output[: end.start()]
-        return Result(output, int(end.group(1)), console, seconds, parse_checks(output))
+            raise self._failed(f'did not end in {timeout} s')
+        seconds, output = time.monotonic() - self._begin, self.output[: end.start()]
+        return Result(output, int(end.group(1)), self.console(), seconds, parse_checks(output))
+
+    def console(self):
+        path = self.folder / 'console'
+        return path.read_bytes().decode(errors='replace').replace('\r', '') if path.exists() else ''
+
+    def close(self):
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+        for sock in (self._serial, self.qmp):
+            if sock:
+                sock.close()
+        self._temporary.cleanup()
+
+    def _receive(self, enough, timeout):
+        """Collects output until enough() or the end of QEMU or of the time."""
+        end = time.monotonic() + timeout
+        while not enough() and time.monotonic() < end:
+            if select.select([self._serial], [], [], min(1, max(0, end - time.monotonic())))[0]:
+                data = self._serial.recv(1 << 16)
+                if not data:
+                    return
+                self._output += data
+
+    def _failed(self, why):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)
+        said = (self.folder / 'said').read_text(errors='replace').strip()
+        if self._process.poll() is not None:
+            why = f'ended without a word (status {self._process.returncode})'
+        console = self.console()[-4000:]
+        return GuestFailed(
+            f'the guest {why}: {said}\n--- its output\n{self.output}\n--- end of its console\n{console}'
+        )
+
+
+def start_or_skip(guest, script, args=()):
+    """guest.start() which skips the test, saying why, when a kernel or another part cannot be had."""
+    need('qemu-system-x86_64')
+    try:
+        return guest.start(script, args)
+    except Unavailable as why:
+        pytest.skip(f'no guest: {why}')
 
 
 def run_or_skip(guest, script, args=(), timeout=120):
-    """guest.run() which skips the test, saying why, when a kernel or another part cannot be had."""
-    need('qemu-system-x86_64')
-    try:
-        return guest.run(script, args, timeout)
-    except Unavailable as why:
-        pytest.skip(f'no guest: {why}')
+    """guest.run() which does the same."""
+    with start_or_skip(guest, script, args) as machine:
+        return machine.finish(timeout)

@@ -34,6 +34,14 @@ def storage_daemon():
     return shutil.which('qemu-storage-daemon'), ''
 
 
+def system_emulator():
+    """(qemu-system-x86_64, folder of its modules) of QEMU 10, or None where it has not been fetched."""
+    root = qemu_10()
+    if root is None:
+        return None
+    return str(root / 'usr/bin/qemu-system-x86_64'), str(next(root.glob('usr/lib/*/qemu'), ''))
+
+
 def pr_helpers():
     """The reservation helpers to compare with: GRANARY_PR_REFERENCES (separated by colons), or 7.2 and 10."""
     if 'GRANARY_PR_REFERENCES' in os.environ:

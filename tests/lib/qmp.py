@@ -51,6 +51,12 @@ class Qmp:
                     raise
                 time.sleep(0.005)
 
+    @classmethod
+    def over(cls, sock, deadline=DEADLINE):
+        """A session over a socket whose other end a program has inherited."""
+        sock.settimeout(deadline)
+        return cls(sock)
+
     def close(self):
         self.sock.close()
 
