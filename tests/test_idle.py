@@ -5,8 +5,10 @@ import time
 
 import pytest
 
+from lib.fusefile import cleaned, export_option, need_fuse
 from lib.qmp import Qmp
 from lib.tools import libnbd
+from lib.vhostuser import Guest, export
 
 SECONDS = 2
 
@@ -60,3 +62,26 @@ def test_idle_with_everything_connected(backend, daemon, tmp):
 
 def test_idle_with_nothing(daemon):
     assert idle_share(daemon()) <= 0.02
+
+
+def test_idle_with_64_connected_exports(daemon, tmp):
+    """Half of them are disks of guests, half are files that are open; on two threads."""
+    need_fuse()
+    count = 32
+    args = ['--object', 'iothread,id=a', '--object', 'iothread,id=b', '--blockdev', 'null-co,node-name=n,size=1048576']
+    files = [tmp / f'file{i}' for i in range(count)]
+    for i, file in enumerate(files):
+        file.touch()
+        args += export(tmp / f's{i}', ident=f'v{i}', iothread='ab'[i % 2])
+        args += ['--export', export_option(file, 'n', f'f{i}', writable=False, iothread='ba'[i % 2])]
+    with cleaned(*files):
+        served = daemon(*args)
+        guests = [Guest(tmp / f's{i}') for i in range(count)]
+        opened = [open(file, 'rb', buffering=0) for file in files]
+        for guest, file in zip(guests, opened):
+            for i in range(20):
+                assert guest.read(i, 512) == file.read(512) == bytes(512)
+        assert idle_share(served) <= 0.03
+        for one in guests + opened:
+            one.close()
+        served.stop()

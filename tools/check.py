@@ -21,7 +21,8 @@ SANITIZERS = {
     'UBSAN_OPTIONS': 'print_stacktrace=1:halt_on_error=1:exitcode=99',
 }
 # What runs on several threads.
-THREADED_UNIT_TESTS = ['co', 'loop', 'block', 'net', 'chardev']
+THREADED_UNIT_TESTS = ['co', 'loop', 'block', 'block-lanes', 'net', 'chardev', 'vduse', 'memory',
+    'virtqueue-events', 'qcow2-away']
 THREADED_SYSTEM_TESTS = 'test_iothread.py'
 THREAD_SANITIZER = {'TSAN_OPTIONS': 'exitcode=99'}
 

@@ -55,6 +55,7 @@ static ssize_t do_init(FuseSession *s, const FuseInitIn *in, void *payload)
     int r = fuse_negotiate(in, wanted_capabilities(s), &out);
 
     if (r < 0) {
+        s->refused = true;
         log_error("export '%s': the kernel speaks FUSE %u.%u; needed is %u.%u or later", s->name, in->major,
             in->minor, FUSE_MAJOR, FUSE_MINOR_OLDEST);
         return r;

@@ -136,8 +136,8 @@ static ssize_t read_request(FuseWorker *worker)
         worker->queue->fd, worker->payload - HEADERS_BYTES, HEADERS_BYTES + FUSE_PAYLOAD_BYTES);
 }
 
-/* Several requests may have come together. Where they never do, it is looked for a second one only now and
- * then. */
+/* Several requests may have come together. Where they never do, a second one is looked for only now and then.
+ */
 static ssize_t read_another(FuseWorker *worker)
 {
     FuseQueue *queue = worker->queue;
@@ -211,7 +211,7 @@ int fuse_queue_handshake(FuseQueue *queue)
     FuseWorker worker = {.queue = queue, .payload = queue->memory + PAGE_BYTES};
 
     while (!atomic_load(&queue->session->agreed)) {
-        ssize_t n = receive(&worker);
+        ssize_t n = queue->session->refused ? -EPROTO : receive(&worker);
 
         if (n < 0)
             return (int)n;
@@ -228,8 +228,7 @@ static void end(FuseQueue *queue, int reason)
     co_group_cancel(&queue->group);
 }
 
-/* A request that need not wait is answered without letting others run, but not one after the other for ever.
- */
+/* Requests that need not wait are answered without letting others run, but not for ever. */
 static void take_a_break(FuseQueue *queue)
 {
     if (++queue->served % BREAK_AFTER == 0)

@@ -17,6 +17,7 @@ typedef struct FuseSession {
     unsigned perm, shared; /* of the edge, without what a change of the size needs for its moment */
     bool writable, growable, writethrough;
     bool allow_other; /* the mount lets other users in */
+    bool refused;     /* the kernel's FUSE is too old; known after FUSE_INIT */
     bool offers_ring; /* requests may come over io_uring, if the kernel likes */
     _Atomic uint32_t mode, uid, gid;
     _Atomic uint64_t agreed; /* capabilities of both sides, FUSE_CAP_* */
