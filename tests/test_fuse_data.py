@@ -32,19 +32,15 @@ def serve(daemon, image, form, mountpoint, *extra, nbd=False, **options):
     )
 
 
-def fio(path, offset, **options):
-    """Writes 8 MiB at random and reads them back; fio compares."""
-    settings = dict(rw='randwrite', bs='4k', size=8 * MIB, verify='crc32c', offset=offset, randseed=offset + 1) | options
-    run(
-        'fio',
-        '--name=x',
-        f'--filename={path}',
-        '--allow_file_create=0',
-        '--verify_fatal=1',
-        '--verify_state_save=0',
-        '--end_fsync=1',
-        *[f'--{name}={value}' for name, value in settings.items()],
-    )
+def fio(path, *jobs):
+    """Each job writes its own 8 MiB at random, beside the others, and reads them back; fio compares."""
+    common = dict(rw='randwrite', size=8 * MIB, verify='crc32c', verify_fatal=1, verify_state_save=0, end_fsync=1)
+    common |= dict(allow_file_create=0)
+    command = ['fio', f'--filename={path}', *[f'--{name}={value}' for name, value in common.items()]]
+    for i, job in enumerate(jobs):
+        settings = dict(offset=i * 8 * MIB, randseed=i + 1) | job
+        command += [f'--name=job{i}', *[f'--{name}={value}' for name, value in settings.items()]]
+    run(*command)
 
 
 def check_image(image, form, contents):
@@ -66,12 +62,12 @@ def test_many_writes_at_once_do_not_mix_up(form, daemon, tmp):
     mountpoint.touch()
     with cleaned(mountpoint):
         served = serve(daemon, image, form, mountpoint)
-        for i, engine in enumerate(ENGINES):
-            for direct in (0, 1):
-                offset = (2 * i + direct) * 8 * MIB
-                fio(mountpoint, offset, ioengine=engine, direct=direct, iodepth=16)
+        engines = [
+            dict(ioengine=engine, direct=direct, iodepth=16, bs='4k') for engine in ENGINES for direct in (0, 1)
+        ]
+        fio(mountpoint, *engines)
         # and on what is allocated by now, by several threads
-        fio(mountpoint, 0, ioengine='psync', direct=1, numjobs=4, offset_increment=8 * MIB, bsrange='512-256k', thread=1)
+        fio(mountpoint, *[dict(ioengine='psync', direct=1, bsrange='512-256k', thread=1)] * 4)
         contents = mountpoint.read_bytes()
         served.stop()
     check_image(image, form, contents)

@@ -223,13 +223,13 @@ def test_system_calls_do_what_they_do_with_the_reference(kind, daemon, tmp):
 @pytest.mark.sanitize
 @pytest.mark.parametrize('kind', KINDS)
 def test_only_growable_exports_grow(kind, daemon, tmp):
-    """Without a reference to compare with: every case, and what is known of its result."""
+    """Without a reference to compare with: whatever ends behind the end."""
     need_fuse()
     need('qemu-img')
     ours = daemon()
-    for case in CASES:
+    for case in (name for name in CASES if 'end' in name or name == 'enlarge'):
         told, size, _ = attempt(ours, tmp, kind, case)
         if kind not in GROWABLE:
-            assert size <= initial_size(kind), case
+            assert size == initial_size(kind), case
         if growth(kind, case):
             assert told == ('EPERM' if case == 'enlarge' else 'ENOSPC'), case

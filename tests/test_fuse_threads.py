@@ -43,7 +43,8 @@ def export(mountpoint, **options):
 
 def fio(mountpoint, size, *more, **settings):
     options = dict(rw='randwrite', bs='4k', size=size, verify='crc32c', direct=1, iodepth=16) | settings
-    command = ['fio', f'--filename={mountpoint}', '--allow_file_create=0', '--verify_fatal=1', '--verify_state_save=0', '--thread=1', '--name=x']
+    command = ['fio', f'--filename={mountpoint}', '--allow_file_create=0', '--verify_fatal=1', '--verify_state_save=0']
+    command += ['--thread=1', '--name=x']
     return [*command, *[f'--{name}={value}' for name, value in options.items()], *more]
 
 

@@ -127,6 +127,7 @@ def test_a_ring_starts_with_its_kick(path):
     """vhost-user.rst, "Ring states": not when its descriptors are set."""
     with Guest(path, queues=2) as guest:
         base = guest.stop(guest.queues[1])
+        guest.queues[1].unread_kicks()
         request = guest.submit(Request(IN, 0, in_bytes=512), queue=1, kick=False)
         guest.queues[1].ring.publish()
         guest.start(guest.queues[1], base, kick=False)

@@ -200,15 +200,12 @@ class Wire:
     """A connection. Messages are sent as they are asked for; nothing is checked here that the back end has to check."""
 
     def __init__(self, path, timeout=DEADLINE):
-        self.sock = (
-            path if isinstance(path, socket.socket) else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        )
+        connected = isinstance(path, socket.socket)
+        self.sock = path if connected else socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(timeout)
-        if self.sock is not path:
+        if not connected:
             self.sock.connect(str(path))
-        self.acks = (
-            False  # REPLY_ACK was negotiated: every message is answered, unless a caller says otherwise
-        )
+        self.acks = False  # REPLY_ACK was negotiated: tell() waits for an acknowledgement
 
     def __enter__(self):
         return self
@@ -411,9 +408,8 @@ class Layout(NamedTuple):
         if self.together or self.border:
             at = self._at_border(memory, count) if self.border else None
             at = memory.alloc(count) if at is None else at
-            return [(at + before, size) for before, size in zip(itertools.accumulate([0, *sizes]), sizes)], [
-                (at, count)
-            ]
+            starts = itertools.accumulate([at, *sizes])
+            return list(zip(starts, sizes)), [(at, count)]
         pieces = [(memory.alloc(size), size) for size in sizes]
         return pieces, pieces
 
