@@ -34,7 +34,9 @@ def serve(daemon, image, form, mountpoint, *extra, nbd=False, **options):
 
 def fio(path, *jobs):
     """Each job writes its own 8 MiB at random, beside the others, and reads them back; fio compares."""
-    common = dict(rw='randwrite', size=8 * MIB, verify='crc32c', verify_fatal=1, verify_state_save=0, end_fsync=1)
+    common = dict(
+        rw='randwrite', size=8 * MIB, verify='crc32c', verify_fatal=1, verify_state_save=0, end_fsync=1
+    )
     common |= dict(allow_file_create=0)
     command = ['fio', f'--filename={path}', *[f'--{name}={value}' for name, value in common.items()]]
     for i, job in enumerate(jobs):
@@ -63,7 +65,9 @@ def test_many_writes_at_once_do_not_mix_up(form, daemon, tmp):
     with cleaned(mountpoint):
         served = serve(daemon, image, form, mountpoint)
         engines = [
-            dict(ioengine=engine, direct=direct, iodepth=16, bs='4k') for engine in ENGINES for direct in (0, 1)
+            dict(ioengine=engine, direct=direct, iodepth=16, bs='4k')
+            for engine in ENGINES
+            for direct in (0, 1)
         ]
         fio(mountpoint, *engines)
         # and on what is allocated by now, by several threads
@@ -138,7 +142,13 @@ def test_what_other_clients_write_is_seen(daemon, tmp):
     mountpoint.touch()
     with cleaned(mountpoint):
         served = serve(
-            daemon, image, 'raw', mountpoint, '--export', 'type=nbd,id=e1,node-name=n0,name=x,writable=on', nbd=True
+            daemon,
+            image,
+            'raw',
+            mountpoint,
+            '--export',
+            'type=nbd,id=e1,node-name=n0,name=x,writable=on',
+            nbd=True,
         )
         handle = nbd.NBD()
         handle.connect_uri(served.uri('x'))

@@ -156,7 +156,10 @@ def test_errors_are_the_reference_s(daemon, image, mountpoint, tmp):
         pytest.skip('missing package qemu-system-common (the reference)')
     (tmp / 'folder').mkdir()
     (tmp / 'loop').symlink_to('loop')
-    cases = [{'mountpoint': str(tmp / name)} for name in ('folder', 'missing', 'loop', 'mountpoint', 'mountpoint/x')]
+    cases = [
+        {'mountpoint': str(tmp / name)}
+        for name in ('folder', 'missing', 'loop', 'mountpoint', 'mountpoint/x')
+    ]
     cases += [{}, {'mountpoint': ''}, {'mountpoint': str(mountpoint), 'allow-other': 'maybe'}]
     cases += [{'mountpoint': str(mountpoint), 'growable': 'yes'}]
     ours = daemon(*node(image))
@@ -189,11 +192,14 @@ def test_another_size_is_seen_at_once(daemon, image, tmp):
             export_option(other, ident='e1'),
         )
         with open(other, 'rb', buffering=0) as file:
-            for size in (2 * MIB, MIB // 2, 3 * MIB, 4096):
-                os.truncate(one, size)
+            for size in (2 * MIB, MIB // 2, 5 * MIB, 4096, 15 * 512, 3 * MIB):
+                if size % 5:
+                    os.truncate(one, size)
+                else:
+                    served.cmd('block_resize', node_name='n0', size=size)
                 assert os.stat(other).st_size == size
                 assert os.fstat(file.fileno()).st_size == size
-                assert len(os.pread(file.fileno(), 4 * MIB, 0)) == size
+                assert len(os.pread(file.fileno(), 8 * MIB, 0)) == size
         served.stop()
 
 
@@ -255,8 +261,22 @@ def test_requests_in_flight_when_the_daemon_ends(daemon, image, mountpoint):
     served = daemon(*node(image), '--export', export_option(mountpoint))
     with subprocess.Popen(
         [
-            *('fio', '--name=x', f'--filename={mountpoint}', '--allow_file_create=0', '--rw=randwrite', '--bs=4k'),
-            *('--size=1m', '--ioengine=libaio', '--iodepth=16', '--direct=1', '--time_based=1', '--runtime=600'),
+            *(
+                'fio',
+                '--name=x',
+                f'--filename={mountpoint}',
+                '--allow_file_create=0',
+                '--rw=randwrite',
+                '--bs=4k',
+            ),
+            *(
+                '--size=1m',
+                '--ioengine=libaio',
+                '--iodepth=16',
+                '--direct=1',
+                '--time_based=1',
+                '--runtime=600',
+            ),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -58,10 +58,17 @@ def ways(served, operation):
 
 
 def fio(mountpoint, **settings):
-    options = dict(
-        rw='randwrite', bs='4k', size=8 * MIB, verify='crc32c', direct=1, iodepth=32, ioengine='libaio'
-    ) | settings
-    command = ['fio', f'--filename={mountpoint}', '--allow_file_create=0', '--verify_fatal=1', '--verify_state_save=0']
+    options = (
+        dict(rw='randwrite', bs='4k', size=8 * MIB, verify='crc32c', direct=1, iodepth=32, ioengine='libaio')
+        | settings
+    )
+    command = [
+        'fio',
+        f'--filename={mountpoint}',
+        '--allow_file_create=0',
+        '--verify_fatal=1',
+        '--verify_state_save=0',
+    ]
     command += ['--name=x']
     run(*command, *[f'--{name}={value}' for name, value in options.items()])
 

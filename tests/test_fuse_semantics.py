@@ -56,7 +56,15 @@ def rw(function):
 
 def describe(path):
     st = os.stat(path)
-    return st.st_ino, stat.filemode(st.st_mode), st.st_uid, st.st_gid, st.st_nlink, st.st_size, st.st_blocks > 0
+    return (
+        st.st_ino,
+        stat.filemode(st.st_mode),
+        st.st_uid,
+        st.st_gid,
+        st.st_nlink,
+        st.st_size,
+        st.st_blocks > 0,
+    )
 
 
 def change(function):
@@ -70,7 +78,9 @@ def mode(bits):
 
 CASES = {
     'stat': describe,
-    'read-end': opened(os.O_RDONLY, lambda fd: (len(os.pread(fd, 8 * KIB, SIZE - 4 * KIB)), os.pread(fd, 1, 2 * SIZE))),
+    'read-end': opened(
+        os.O_RDONLY, lambda fd: (len(os.pread(fd, 8 * KIB, SIZE - 4 * KIB)), os.pread(fd, 1, 2 * SIZE))
+    ),
     'read-odd': opened(os.O_RDONLY, lambda fd: hashlib.sha1(os.pread(fd, 70001, 12345)).hexdigest()),
     'read-direct': opened(os.O_RDONLY | os.O_DIRECT, lambda fd: os.preadv(fd, [memory(8 * KIB)], 4 * KIB)),
     'write': rw(lambda fd: os.pwrite(fd, b'x' * 10000, 4321)),
@@ -97,7 +107,9 @@ CASES = {
     'punch-over-end': rw(lambda fd: fallocate(fd, PUNCH, SIZE - 64 * KIB, 128 * KIB)),
     'punch-odd': rw(lambda fd: fallocate(fd, PUNCH, 1234, 200000)),
     'zero': rw(lambda fd: fallocate(fd, FALLOC_ZERO_RANGE, 4096, 300000)),
-    'zero-keep-over-end': rw(lambda fd: fallocate(fd, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE, SIZE - 4096, 64 * KIB)),
+    'zero-keep-over-end': rw(
+        lambda fd: fallocate(fd, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE, SIZE - 4096, 64 * KIB)
+    ),
     'zero-keep-behind-end': rw(
         lambda fd: fallocate(fd, FALLOC_ZERO_RANGE | FALLOC_KEEP_SIZE, SIZE + 64 * KIB, 64 * KIB)
     ),

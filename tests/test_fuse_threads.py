@@ -37,13 +37,25 @@ def iothreads(*names):
 
 
 def export(mountpoint, **options):
-    arguments = {'type': 'fuse', 'id': 'e0', 'node-name': 'n0', 'mountpoint': str(mountpoint), 'writable': True}
+    arguments = {
+        'type': 'fuse',
+        'id': 'e0',
+        'node-name': 'n0',
+        'mountpoint': str(mountpoint),
+        'writable': True,
+    }
     return ('--export', json.dumps(arguments | options))
 
 
 def fio(mountpoint, size, *more, **settings):
     options = dict(rw='randwrite', bs='4k', size=size, verify='crc32c', direct=1, iodepth=16) | settings
-    command = ['fio', f'--filename={mountpoint}', '--allow_file_create=0', '--verify_fatal=1', '--verify_state_save=0']
+    command = [
+        'fio',
+        f'--filename={mountpoint}',
+        '--allow_file_create=0',
+        '--verify_fatal=1',
+        '--verify_state_save=0',
+    ]
     command += ['--thread=1', '--name=x']
     return [*command, *[f'--{name}={value}' for name, value in options.items()], *more]
 
@@ -62,7 +74,11 @@ def test_each_loop_of_the_list_serves(form, daemon, tmp, mountpoint):
     nodes = make_image(tmp / 'image', form, 64 * MIB)
     served = daemon(*iothreads('t0', 't1', 't2'), *nodes, *export(mountpoint, iothread=['t0', 't1', 't2']))
     before = thread_times(served)
-    run(*fio(mountpoint, 16 * MIB, numjobs=4, offset_increment=16 * MIB, ioengine='io_uring', bsrange='4k-64k'))
+    run(
+        *fio(
+            mountpoint, 16 * MIB, numjobs=4, offset_increment=16 * MIB, ioengine='io_uring', bsrange='4k-64k'
+        )
+    )
     after = thread_times(served)
     ids = {thread['id']: thread['thread-id'] for thread in served.cmd('query-iothreads')}
     for name in ('t0', 't1', 't2'):
@@ -119,7 +135,12 @@ def test_exports_come_and_go_under_load(daemon, tmp, mountpoint):
     for i in range(8):
         mountpoint.touch()  # fio removes a file of the wrong size, which it meets when it comes too late
         served.export(
-            'n0', 'e0', 'fuse', mountpoint=str(mountpoint), writable=True, iothread=['t0', 't1'] if i % 2 else 't0'
+            'n0',
+            'e0',
+            'fuse',
+            mountpoint=str(mountpoint),
+            writable=True,
+            iothread=['t0', 't1'] if i % 2 else 't0',
         )
         load = fio(mountpoint, 16 * MIB, ioengine='libaio', time_based=1, runtime=60, verify=0)
         with subprocess.Popen(load, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:

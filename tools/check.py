@@ -23,7 +23,7 @@ SANITIZERS = {
 # What runs on several threads.
 THREADED_UNIT_TESTS = ['co', 'loop', 'block', 'block-lanes', 'net', 'chardev', 'vduse', 'memory',
     'virtqueue-events', 'qcow2-away']
-THREADED_SYSTEM_TESTS = 'test_iothread.py'
+THREADED_SYSTEM_TESTS = ('test_iothread.py', 'test_many_loops.py', 'test_vhost_user_loops.py')
 THREAD_SANITIZER = {'TSAN_OPTIONS': 'exitcode=99'}
 
 
@@ -165,7 +165,7 @@ def main():
     options = ('-Db_sanitize=thread', '-Db_lundef=false', '-Doptimization=1', '-Ddebug=true')
     if build(totals, threads, *options, environment={'CC': 'clang'}):
         unit_tests(totals, threads, THREAD_SANITIZER, THREADED_UNIT_TESTS)
-        system_tests(totals, threads, 'threads', THREADED_SYSTEM_TESTS, environment=THREAD_SANITIZER)
+        system_tests(totals, threads, 'threads', *THREADED_SYSTEM_TESTS, environment=THREAD_SANITIZER)
     fuzz_smoke(totals, directory.with_name(directory.name + '-fuzz'))
     return totals.report()
 

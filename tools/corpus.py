@@ -164,7 +164,10 @@ FUSE_REQUESTS = [  # opcode, body
 
 
 def from_fuse(directory):
-    messages = [struct.pack('<2I2Q4I', 40 + len(body), opcode, 1, 1, *[0] * 4) + body for opcode, body in FUSE_REQUESTS]
+    messages = [
+        struct.pack('<2I2Q4I', 40 + len(body), opcode, 1, 1, *[0] * 4) + body
+        for opcode, body in FUSE_REQUESTS
+    ]
     for message in messages:
         save(directory, 'fuse', message)
     session = [struct.pack('<H', len(message)) + message for message in messages]
