@@ -228,7 +228,7 @@ def from_virtqueues(directory):
 
 # Where the front end of fuzz-vhost-user-session has its memory.
 VHOST_GUEST = 0x10000
-VIRTIO_1, PACKED, EVENT_IDX, INDIRECT = 1 << 32, 1 << 34, 1 << 29, 1 << 28
+VIRTIO_1, PACKED, EVENT_IDX, INDIRECT_DESC = 1 << 32, 1 << 34, 1 << 29, 1 << 28
 
 
 def vhost_start(features, size=8, base=0):
@@ -247,12 +247,12 @@ def vhost_sessions():
     """A read by each kind of ring, and what may happen to its queue then."""
     pieces = [(0x1000, 16, 0), (0x2000, 512, 2), (0x3000, 1, 2)]
     header = vhost_write(0x1000, bytes(16))
-    for features in (VIRTIO_1, VIRTIO_1 | EVENT_IDX, VIRTIO_1 | INDIRECT, VIRTIO_1 | INDIRECT | EVENT_IDX):
+    for features in (VIRTIO_1, VIRTIO_1 | EVENT_IDX, VIRTIO_1 | INDIRECT_DESC, VIRTIO_1 | INDIRECT_DESC | EVENT_IDX):
         chain = b''.join(
             struct.pack('<QIHH', VHOST_GUEST + at, count, flags | (i < 2), i + 1)
             for i, (at, count, flags) in enumerate(pieces)
         )
-        if features & INDIRECT:
+        if features & INDIRECT_DESC:
             header += vhost_write(0x4000, chain)
             chain = struct.pack('<QIHH', VHOST_GUEST + 0x4000, len(chain), 4, 0)
         yield header + vhost_write(0, chain) + vhost_write(128, struct.pack('<HHH', 0, 1, 0)) + vhost_start(
