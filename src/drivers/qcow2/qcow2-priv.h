@@ -202,6 +202,12 @@ typedef struct InflateSlot {
     CoCond done;
 } InflateSlot;
 
+/* ---- Work that many requests wait for together (sync.c) ---- */
+
+typedef struct SharedRun {
+    uint64_t begun, done; /* number of the last one; done: that has succeeded */
+} SharedRun;
+
 /* ---- The node's state ---- */
 
 typedef struct ClusterRun {
@@ -282,8 +288,7 @@ struct Qcow2 {
     MetaSet meta;
     CoMutex l2_lock, refcount_lock, writeback_lock;
     List allocs;
-    uint64_t flushes_begun, flushes_done;
-    uint64_t publishes_begun, publishes_done;
+    SharedRun writeback, publish;
     bool mapping_unsynced; /* slices were written, but not flushed */
     bool unordered;        /* a mapping in the cache needs something to be durable before it is written */
     bool reserves;         /* somebody wants writes to outlive the process */

@@ -129,22 +129,28 @@ static int writeback_locked(Qcow2 *q)
     return r;
 }
 
-int sync_writeback(Qcow2 *q)
+/* One run serves all who wait for it: one that begins after this call covers everything that was done before.
+ */
+static int run_shared(Qcow2 *q, SharedRun *run, int (*fn)(Qcow2 *q))
 {
-    /* A write-back that begins after this call covers everything that was done before it. */
-    uint64_t needed = q->flushes_begun + 1;
+    uint64_t needed = run->begun + 1;
     int r = 0;
 
     co_mutex_lock_shielded(&q->writeback_lock);
-    if (q->flushes_done < needed) {
-        uint64_t number = ++q->flushes_begun;
+    if (run->done < needed) {
+        uint64_t number = ++run->begun;
 
-        r = writeback_locked(q);
+        r = fn(q);
         if (r == 0)
-            q->flushes_done = number;
+            run->done = number;
     }
     co_mutex_unlock(&q->writeback_lock);
     return r;
+}
+
+int sync_writeback(Qcow2 *q)
+{
+    return run_shared(q, &q->writeback, writeback_locked);
 }
 
 /* Hold writeback_lock. */
@@ -166,20 +172,7 @@ static int publish_locked(Qcow2 *q)
 
 int sync_publish(Qcow2 *q)
 {
-    /* As above: many writes share one. */
-    uint64_t needed = q->publishes_begun + 1;
-    int r = 0;
-
-    co_mutex_lock_shielded(&q->writeback_lock);
-    if (q->publishes_done < needed) {
-        uint64_t number = ++q->publishes_begun;
-
-        r = publish_locked(q);
-        if (r == 0)
-            q->publishes_done = number;
-    }
-    co_mutex_unlock(&q->writeback_lock);
-    return r;
+    return run_shared(q, &q->publish, publish_locked);
 }
 
 int sync_flush(Qcow2 *q)
