@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from lib.fusefile import cleaned, export_option, is_mounted, need_fuse, wait_unmounted
+from lib.fusefile import check_image, cleaned, export_option, is_mounted, need_fuse, wait_unmounted
 from lib.tools import libnbd, need, output, run
 
 MIB = 1 << 20
@@ -43,15 +43,6 @@ def fio(path, *jobs):
         settings = dict(offset=i * 8 * MIB, randseed=i + 1) | job
         command += [f'--name=job{i}', *[f'--{name}={value}' for name, value in settings.items()]]
     run(*command)
-
-
-def check_image(image, form, contents):
-    """The image is well and has exactly these bytes."""
-    if form == 'qcow2':
-        run('qemu-img', 'check', '-q', image)
-    run('qemu-img', 'convert', '-f', form, '-O', 'raw', image, f'{image}.raw')
-    with open(f'{image}.raw', 'rb') as file:
-        assert file.read() == contents
 
 
 @pytest.mark.sanitize

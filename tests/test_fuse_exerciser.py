@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from lib.exerciser import Exerciser
-from lib.fusefile import cleaned, export_option, need_fuse
+from lib.fusefile import check_image, cleaned, export_option, need_fuse
 from lib.tools import need, run
 
 MIB = 1 << 20
@@ -23,13 +23,6 @@ def serve(daemon, image, form, mountpoint, *extra, **options):
         '--export',
         export_option(mountpoint, **options),
     )
-
-
-def check_image(image, form, contents):
-    if form == 'qcow2':
-        run('qemu-img', 'check', '-q', image)
-    run('qemu-img', 'convert', '-f', form, '-O', 'raw', image, f'{image}.raw')
-    assert pathlib.Path(f'{image}.raw').read_bytes() == contents
 
 
 @pytest.mark.sanitize

@@ -6,12 +6,9 @@
 #include "virtio/blk-priv.h"
 
 #include "base/mem.h"
-#include "generated/types.h"
-#include "schema/visit.h"
+#include "schema/fuzz-options.h"
 
 #include <errno.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #define PIECES_MAX 32
@@ -23,25 +20,14 @@ typedef struct Input {
     size_t bytes;
 } Input;
 
-/* Ends the process: an error here is a defect of this target. */
-static void require(int r, Error *err)
-{
-    if (r >= 0)
-        return;
-    fprintf(stderr, "%s\n", err->message ? err->message : "failed");
-    abort();
-}
-
 static Edge *open_edge(void)
 {
     static const EdgeUser user = {0};
     AUTO_ERROR Error err = ERROR_INIT;
-    AUTO_JSON JsonValue *value = NULL;
-    BlockdevOptions *options = NULL;
+    BlockdevOptions *options = options_from(
+        &schema_type_BlockdevOptions, "{'driver': 'null-co', 'node-name': 'n0', 'size': 1048576}");
     Edge *edge;
 
-    require(json_parse("{'driver': 'null-co', 'node-name': 'n0', 'size': 1048576}", &value, &err), &err);
-    require(schema_from_json(&schema_type_BlockdevOptions, value, SCHEMA_JSON, &options, &err), &err);
     require(node_add(options, &err), &err);
     blockdev_options_free(options);
     require(edge_open(node_find("n0"), &user, NULL, PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL, &edge, &err),

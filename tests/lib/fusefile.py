@@ -10,7 +10,7 @@ import subprocess
 
 import pytest
 
-from lib.tools import need_root, wait_until
+from lib.tools import need_root, run, wait_until
 
 FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_COLLAPSE_RANGE, FALLOC_ZERO_RANGE = 1, 2, 8, 16
 libc = ctypes.CDLL(None, use_errno=True)
@@ -70,3 +70,11 @@ def outcome(function, *args):
         return function(*args)
     except OSError as error:
         return errno.errorcode[error.errno]
+
+
+def check_image(image, form, contents):
+    """The image is well and has exactly these bytes."""
+    if form == 'qcow2':
+        run('qemu-img', 'check', '-q', image)
+    run('qemu-img', 'convert', '-f', form, '-O', 'raw', image, f'{image}.raw')
+    assert pathlib.Path(f'{image}.raw').read_bytes() == contents

@@ -7,12 +7,9 @@
 #include "exports/fuse/queue.h"
 
 #include "base/mem.h"
-#include "generated/types.h"
-#include "schema/visit.h"
+#include "schema/fuzz-options.h"
 
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -32,25 +29,12 @@ typedef struct Client {
     unsigned owed; /* replies */
 } Client;
 
-static void require(int r, Error *err)
-{
-    if (r >= 0)
-        return;
-    fprintf(stderr, "%s\n", err->message ? err->message : "failed");
-    abort();
-}
-
 static BlockdevOptions *node_options(int image)
 {
     AUTO_FREE char *json = str_printf(
         "{'driver': 'file', 'node-name': 'n0', 'filename': '/proc/self/fd/%d', 'locking': 'off'}", image);
-    AUTO_ERROR Error err = ERROR_INIT;
-    AUTO_JSON JsonValue *value = NULL;
-    void *options = NULL;
 
-    require(json_parse(json, &value, &err), &err);
-    require(schema_from_json(&schema_type_BlockdevOptions, value, SCHEMA_JSON, &options, &err), &err);
-    return options;
+    return options_from(&schema_type_BlockdevOptions, json);
 }
 
 static int image_new(void)

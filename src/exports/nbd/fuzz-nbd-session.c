@@ -6,11 +6,8 @@
 #include "exports/nbd/nbd-priv.h"
 
 #include "base/mem.h"
-#include "generated/types.h"
-#include "schema/visit.h"
+#include "schema/fuzz-options.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,26 +18,6 @@ typedef struct Input {
     size_t bytes;
     int fd;
 } Input;
-
-/* Ends the process: an error here is a defect of this target. */
-static void require(int r, Error *err)
-{
-    if (r >= 0)
-        return;
-    fprintf(stderr, "%s\n", err->message ? err->message : "failed");
-    abort();
-}
-
-static void *options_from(const SchemaType *type, const char *json)
-{
-    AUTO_ERROR Error err = ERROR_INIT;
-    AUTO_JSON JsonValue *value = NULL;
-    void *options = NULL;
-
-    require(json_parse(json, &value, &err), &err);
-    require(schema_from_json(type, value, SCHEMA_JSON, &options, &err), &err);
-    return options;
-}
 
 static void start_server(void)
 {

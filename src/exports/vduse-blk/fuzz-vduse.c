@@ -7,10 +7,7 @@
 #include "exports/vduse-blk/test-kernel.h"
 
 #include "base/log.h"
-#include "generated/types.h"
-#include "schema/visit.h"
-
-#include <stdio.h>
+#include "schema/fuzz-options.h"
 
 #define QUEUE_COUNT 2
 #define QUEUE_SIZE 16
@@ -26,13 +23,6 @@ typedef struct Input {
     VduseDevice *device;
 } Input;
 
-/* Ends the process: an error here is a defect of this target. */
-static void require(bool right)
-{
-    if (!right)
-        abort();
-}
-
 static bool take(Input *input, void *ret_data, size_t bytes)
 {
     if (bytes > input->bytes)
@@ -41,17 +31,6 @@ static bool take(Input *input, void *ret_data, size_t bytes)
     input->data += bytes;
     input->bytes -= bytes;
     return true;
-}
-
-static void *options_from(const SchemaType *type, const char *json)
-{
-    AUTO_ERROR Error err = ERROR_INIT;
-    AUTO_JSON JsonValue *value = NULL;
-    void *options = NULL;
-
-    require(json_parse(json, &value, &err) == 0);
-    require(schema_from_json(type, value, SCHEMA_JSON, &options, &err) == 0);
-    return options;
 }
 
 static Loop *here(void *opaque, unsigned index)
@@ -189,9 +168,10 @@ static int run(void *arg)
     uint8_t step;
 
     block_init();
-    require(node_add(node, &err) == 0);
-    require(edge_open(node_find("n"), &user, NULL, PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL, &input->edge,
-                &err) == 0);
+    require(node_add(node, &err), &err);
+    require(edge_open(
+                node_find("n"), &user, NULL, PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL, &input->edge, &err),
+        &err);
     input->blk = virtio_blk_new(&(VirtioBlkOptions){
         .edge = input->edge,
         .writable = true,
@@ -202,7 +182,8 @@ static int run(void *arg)
     });
     fake_init();
     open_device(input);
-    require(input->device);
+    if (!input->device)
+        abort();
     while (take(input, &step, 1) && steps[step % ARRAY_SIZE(steps)](input))
         (void)co_yield ();
     fake.on_bus = false;
@@ -228,7 +209,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     const LoopOptions options = LOOP_OPTIONS_DEFAULT;
 
     if (!made) {
-        require(mkdtemp(folder));
+        if (!mkdtemp(folder))
+            abort();
         atexit(remove_folder);
         made = true;
     }

@@ -17,13 +17,10 @@
 #include "exports/vhost-user-blk/vhost-user-priv.h"
 
 #include "base/mem.h"
-#include "generated/types.h"
 #include "net/socket.h"
-#include "schema/visit.h"
+#include "schema/fuzz-options.h"
 
 #include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -47,25 +44,6 @@ typedef struct FrontEnd {
     bool ended;
     CoCond received;
 } FrontEnd;
-
-static void require(int r, Error *err)
-{
-    if (r >= 0)
-        return;
-    fprintf(stderr, "%s\n", err->message ? err->message : "failed");
-    abort();
-}
-
-static void *options_from(const SchemaType *type, const char *json)
-{
-    AUTO_ERROR Error err = ERROR_INIT;
-    AUTO_JSON JsonValue *value = NULL;
-    void *options = NULL;
-
-    require(json_parse(json, &value, &err), &err);
-    require(schema_from_json(type, value, SCHEMA_JSON, &options, &err), &err);
-    return options;
-}
 
 /* ---- The program ---- */
 
