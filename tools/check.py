@@ -23,7 +23,8 @@ SANITIZERS = {
 # What runs on several threads.
 THREADED_UNIT_TESTS = ['co', 'loop', 'block', 'block-lanes', 'net', 'chardev', 'vduse', 'memory',
     'virtqueue-events', 'qcow2-away']
-THREADED_SYSTEM_TESTS = ('test_iothread.py', 'test_many_loops.py', 'test_vhost_user_loops.py')
+THREADED_SYSTEM_TESTS = (
+    'test_fuse_threads.py', 'test_iothread.py', 'test_many_loops.py', 'test_vhost_user_loops.py')
 THREAD_SANITIZER = {'TSAN_OPTIONS': 'exitcode=99'}
 
 
