@@ -148,6 +148,27 @@ def from_images(directory):
                 save(directory, 'qcow2-image', data[: LARGEST - 2] + end)
 
 
+def from_bitmaps(directory):
+    """A directory as qemu-img makes it: cluster bits, the extension's data, the entries."""
+    if not shutil.which('qemu-img'):
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        path = pathlib.Path(temporary) / 'image'
+        for bits in (9, 12, 16, 21):
+            option = f'cluster_size={1 << bits}'
+            subprocess.run(['qemu-img', 'create', '-q', '-f', 'qcow2', '-o', option, path, '1M'], check=True)
+            for number, extra in enumerate(((), ('--disable',), ('-g', '512'), ('-g', '64K'))):
+                add = ['qemu-img', 'bitmap', '--add', *extra, path, 'b' * (1 + 40 * number)]
+                # A cluster of 512 bytes may have no room for the extension.
+                subprocess.run(add, check=bits > 9, stderr=subprocess.DEVNULL)
+            data = path.read_bytes()
+            at = data.find(struct.pack('>2I', 0x23852875, 24)) + 8
+            if at < 8:
+                continue
+            size, offset = struct.unpack('>2Q', data[at + 8 : at + 24])
+            save(directory, 'qcow2-bitmap', bytes([bits - 9]) + data[at : at + 24] + data[offset : offset + size])
+
+
 FUSE_REQUESTS = [  # opcode, body
     (26, struct.pack('<5I', 7, 38, 65536, 0xFFFFFFFF, 0xFFFFFFFF) + bytes(44)),
     (14, struct.pack('<2I', 0o40002, 0)),
@@ -289,6 +310,7 @@ def main():
     from_virtqueues(directory)
     from_cases(directory)
     from_images(directory)
+    from_bitmaps(directory)
     from_fuse(directory)
     from_vhost_user(directory)
 
