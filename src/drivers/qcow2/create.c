@@ -197,14 +197,15 @@ static int put_refblocks(Writer *w)
     return r;
 }
 
-/* L2 tables of a preallocated image. With extended entries the subclusters stay unallocated. */
+/* L2 tables of a preallocated image. With extended entries the subclusters stay unallocated, so that a backing
+ * file shows through; but a raw data file is all there is. */
 static int put_l2(Writer *w)
 {
     const Layout *l = w->layout;
     unsigned entry_bytes = l->header.incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2 ? 16 : 8;
     uint64_t clusters = div_round_up(l->header.size, l->cluster), per_table = l->cluster / entry_bytes;
     uint64_t first = l->data_file ? 0 : l->total - l->data_clusters;
-    bool normal = entry_bytes == 16 && l->data_file;
+    bool normal = entry_bytes == 16 && (l->header.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW);
     int r = 0;
 
     for (uint64_t i = 0; r == 0 && i < l->l2_clusters; i++) {
@@ -212,7 +213,7 @@ static int put_l2(Writer *w)
             uint8_t *entry = w->buffer + k * entry_bytes;
 
             put_be64(entry, ((first + i * per_table + k) << l->header.cluster_bits) | QCOW2_COPIED);
-            if (normal) /* the data file itself is all there is */
+            if (normal)
                 put_be64(entry + 8, QCOW2_SUB_ALL_ALLOCATED);
         }
         r = put_cluster(w);
