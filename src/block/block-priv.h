@@ -14,6 +14,7 @@ typedef struct NodePrivate {
     List parents;    /* Edge.node_link, newest first */
     List children;   /* Edge.parent_link */
     bool monitor_owned;
+    unsigned held;                       /* node_hold() */
     unsigned depth;                      /* nodes that were being opened around this one */
     bool in_graph;                       /* has been opened; false while open() runs */
     BlockdevOptions *options;            /* as given, owned; for filename reporting. May be NULL */

@@ -18,6 +18,7 @@ typedef struct ImageInfo ImageInfo;                         /* generated */
 typedef struct ImageInfoSpecific ImageInfoSpecific;         /* generated */
 typedef struct BlockStatsSpecific BlockStatsSpecific;       /* generated */
 typedef struct BlockdevCreateOptions BlockdevCreateOptions; /* generated */
+typedef struct BlockdevAmendOptions BlockdevAmendOptions;   /* generated */
 
 typedef enum DriverFlags {
     DRIVER_FORMAT = 1 << 0,        /* interprets a `file` child */
@@ -117,6 +118,9 @@ struct Driver {
 
     /* blockdev-create */
     int (*create)(const BlockdevCreateOptions *options, Error *err);
+    /* x-blockdev-amend, while requests run; options are those of this driver. Main loop, so that it may ask
+     * for permissions. */
+    int (*amend)(Node *node, const BlockdevAmendOptions *options, bool force, Error *err);
     /* 0..100: how sure the driver is that a header (first bytes of a file) is its format. NULL: never probed.
      */
     int (*probe)(const uint8_t *header, size_t bytes, const char *filename);

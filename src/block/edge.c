@@ -60,7 +60,7 @@ static void edge_disconnect(Edge *edge)
     edge_detach(edge);
     graph_change_end();
     edge_free(edge);
-    if (!list_empty(&node->private->parents) || node->private->monitor_owned)
+    if (!list_empty(&node->private->parents) || node->private->monitor_owned || node->private->held)
         refresh_after_detach(node);
     node_release(node);
 }

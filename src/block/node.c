@@ -142,13 +142,24 @@ void node_release(Node *node)
 {
     NodePrivate *p = node->private;
 
-    if (p->monitor_owned || !list_empty(&p->parents) || !p->in_graph)
+    if (p->monitor_owned || p->held || !list_empty(&p->parents) || !p->in_graph)
         return;
     trace_node_close(node->name);
     p->in_graph = false; /* closing children comes back here */
     loop_call(node->home, close_on_home, node);
     close_children(node);
     node_free(node);
+}
+
+void node_hold(Node *node)
+{
+    node->private->held++;
+}
+
+void node_let_go(Node *node)
+{
+    node->private->held--;
+    node_release(node);
 }
 
 void node_close_all(void)
@@ -331,7 +342,7 @@ int node_del(const char *name, Error *err)
             backing_user->parent->name);
     if (!node->private->monitor_owned)
         return err_set(err, -EPERM, "Node %s is not owned by the monitor", name);
-    if (!list_empty(&node->private->parents))
+    if (!list_empty(&node->private->parents) || node->private->held)
         return err_set(err, -EBUSY, "Block device %s is in use", name);
     node->private->monitor_owned = false;
     node_release(node);

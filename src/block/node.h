@@ -176,6 +176,9 @@ int node_set_iothread(Node *node, Object *iothread, Error *err) MUST_CHECK;
 Object *node_iothread(const Node *node);
 /* Smallest alignment that requests to this node need to avoid a read-modify-write; a power of two. */
 uint32_t node_request_alignment(const Node *node);
+/* The node stays in between, and counts as in use: for a job that is not one of its users. */
+void node_hold(Node *node);
+void node_let_go(Node *node);
 /* Calls fn for each node, newest first. */
 void node_foreach(void (*fn)(Node *node, void *arg), void *arg);
 

@@ -33,6 +33,20 @@ def created(job, **options):
     ]
 
 
+def amend(node, **options):
+    return q('x-blockdev-amend', job_id='j', node_name=node, options=options)
+
+
+def amended(node, **options):
+    """The same up to the end of the job."""
+    return [
+        amend(node, **options),
+        ('JOB_STATUS_CHANGE', {'id': 'j', 'status': 'concluded'}),
+        q('query-jobs'),
+        q('job-dismiss', id='j'),
+    ]
+
+
 NODES = q('query-named-block-nodes')
 FLAT = q('query-named-block-nodes', flat=True)
 GRAPH = q('x-debug-query-block-graph')
@@ -460,6 +474,30 @@ CASES = [
             *create('k', driver='qcow2', file='nope', size=1),
             ('JOB_STATUS_CHANGE', {'id': 'k', 'status': 'concluded'}),
             q('query-jobs'),
+        ],
+    ),
+    Qmps(
+        'amend',
+        lines=[
+            add('qcow2', 'q', file=file('empty.qcow2', **{'node-name': 'f'})),
+            add('raw', 'r', file=file('raw.img')),
+            amend('none', driver='qcow2'),
+            amend('r', driver='qcow2'),
+            amend('r', driver='raw'),
+            amend('f', driver='file'),
+            q('x-blockdev-amend', job_id='$', node_name='q', options={'driver': 'qcow2'}),
+            *amended('q', driver='qcow2'),
+            amend('q', driver='qcow2', encrypt={'format': 'luks'}),
+            amend('q', driver='qcow2', encrypt={'format': 'luks', 'state': 'nope'}),
+            amend('q', driver='qcow2', encrypt={'format': 'qcow', 'state': 'active'}),
+            *amended('q', driver='qcow2', encrypt={'format': 'luks', 'state': 'inactive', 'keyslot': 0}),
+            amend('q', driver='qcow2'),
+            ('JOB_STATUS_CHANGE', {'id': 'j', 'status': 'concluded'}),
+            amend('q', driver='qcow2'),
+            delete('q'),
+            q('job-dismiss', id='j'),
+            delete('q'),
+            NODES,
         ],
     ),
 ]

@@ -145,6 +145,13 @@ static int image_info(Node *node, ImageInfo *info, Error *err)
     return 0;
 }
 
+static int image_amend(Node *node, const BlockdevAmendOptions *options, bool force, Error *err)
+{
+    if (options->u.qcow2.encrypt)
+        return err_set(err, -ENOTSUP, "image is not encrypted, can't amend");
+    return 0;
+}
+
 static int image_probe(const uint8_t *header, size_t bytes, const char *filename)
 {
     return bytes >= 8 && get_be32(header) == QCOW2_MAGIC && get_be32(header + 4) >= 2 ? 100 : 0;
@@ -165,5 +172,6 @@ const Driver driver_qcow2 = {
     .resize = image_resize,
     .info = image_info,
     .create = image_create,
+    .amend = image_amend,
     .probe = image_probe,
 };
