@@ -61,6 +61,14 @@ static uint64_t last_number, operations;
 static _Atomic bool stopped;
 static unsigned cluster_sectors;
 
+void test_pause(void)
+{
+    uint64_t turns = test_random(100) ? test_random(4) : 2000; /* now and then the disk is slow */
+
+    for (uint64_t n = mem_yields ? turns : 0; n; n--)
+        (void)!co_yield ();
+}
+
 /* ---- Contents ---- */
 
 static uint64_t word_of(uint64_t number, uint64_t sector)

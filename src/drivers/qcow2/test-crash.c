@@ -79,7 +79,7 @@ static void change(Load *load)
         count = align_up(count, load->cluster_sectors);
     }
     if (!claim(load, first, count)) {
-        (void)!co_yield ();
+        test_pause();
         return;
     }
     id = kind >= 6 ? 0 : ++load->next_id;
@@ -340,7 +340,7 @@ static void run_load(void *arg)
         co_start(&group, "load", worker, &load);
     for (unsigned cuts = 0; cuts < run->cuts && load.operations; cuts++) {
         for (uint64_t n = test_random(150); n; n--)
-            (void)!co_yield ();
+            test_pause();
         cut_and_check(&load, !(run->flags & REQ_OUTLIVES) || test_random(2));
     }
     co_group_join(&group);
@@ -458,7 +458,7 @@ static void run_growth(void *arg)
     co_start(&group, "grow", grow_worker, &growth);
     while (!growth.finished) {
         for (uint64_t n = 1 + test_random(8); n; n--)
-            (void)!co_yield ();
+            test_pause();
         cut_and_check_size();
     }
     co_group_join(&group);

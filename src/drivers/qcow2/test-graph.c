@@ -7,6 +7,8 @@
 #include "base/mem.h"
 #include "generated/types.h"
 
+#define SECTOR UINT64_C(512)
+
 extern const Driver driver_qcow2;
 
 struct Edge {
@@ -14,6 +16,12 @@ struct Edge {
     MemFile *mem;
     Edge *next; /* of the same parent */
 };
+
+/* What a write request has put into the log. */
+typedef struct MemFlight {
+    uint64_t numbers[2];
+    unsigned count;
+} MemFlight;
 
 /* Here, a parent's private part is only the list of its edges. */
 struct NodePrivate {
@@ -23,8 +31,9 @@ struct NodePrivate {
 MemFile *mem_file, *mem_data_file, *mem_backing;
 BlockdevOptionsQcow2 mem_options;
 uint64_t mem_limit = UINT64_C(1) << 30;
-bool mem_yields = true;
-unsigned mem_corruptions, mem_faults;
+bool mem_yields = true, mem_partial_faults, mem_dead;
+unsigned mem_corruptions, mem_faults, mem_read_faults;
+uint64_t mem_failures;
 static __thread uint64_t random_state = 1;
 static uint64_t write_number;
 
@@ -43,17 +52,15 @@ uint64_t test_random(uint64_t below)
     return below ? (random_state >> 11) % below : 0;
 }
 
-void test_pause(void)
+static int fail(int error)
 {
-    uint64_t turns = test_random(100) ? test_random(4) : 2000; /* now and then the disk is slow */
-
-    for (uint64_t n = mem_yields ? turns : 0; n; n--)
-        (void)!co_yield ();
+    mem_failures++;
+    return error;
 }
 
-static bool fails(void)
+static bool happens(unsigned of_thousand)
 {
-    return mem_faults && test_random(1000) < mem_faults;
+    return of_thousand && test_random(1000) < of_thousand;
 }
 
 /* ---- Files ---- */
@@ -69,8 +76,12 @@ void mem_file_reserve(MemFile *file, uint64_t size)
     file->data = mem_realloc(file->data, capacity);
     memset(file->data + file->capacity, 0, capacity - file->capacity);
     if (file->durable) {
+        uint64_t sectors = capacity / SECTOR, had = file->capacity / SECTOR;
+
         file->durable = mem_realloc(file->durable, capacity);
         memset(file->durable + file->capacity, 0, capacity - file->capacity);
+        file->durable_number = mem_realloc(file->durable_number, sectors * sizeof(uint64_t));
+        memset(file->durable_number + had, 0, (sectors - had) * sizeof(uint64_t));
     }
     file->capacity = capacity;
 }
@@ -82,7 +93,7 @@ MemFile *mem_file_new(const void *data, uint64_t size, bool record)
     if (record)
         file->durable = mem_zalloc(1);
     mem_file_reserve(file, size);
-    file->size = size;
+    file->size = file->durable_size = size;
     if (size) {
         memcpy(file->data, data, size);
         if (record)
@@ -107,52 +118,69 @@ void mem_file_free(MemFile *file)
     free(file->writes);
     free(file->data);
     free(file->durable);
+    free(file->durable_number);
     free(file);
 }
 
-/* Applies a write, or with tear any of its sectors. */
-static void replay(uint8_t *data, const MemWrite *w, bool tear)
+/* A sector of a write is on the disk for good: so are all that came before it. */
+static void make_durable(MemFile *file, const MemWrite *w)
 {
-    for (uint64_t at = 0; at < w->bytes;) {
-        uint64_t bytes = MIN(w->bytes - at, 512 - (w->offset + at) % 512);
+    for (uint64_t at = 0; at < w->bytes; at += SECTOR) {
+        uint64_t sector = (w->offset + at) / SECTOR;
 
-        if (!tear || test_random(2))
-            memcpy(data + w->offset + at, w->data + at, bytes);
-        at += bytes;
+        if (file->durable_number[sector] >= w->number)
+            continue;
+        file->durable_number[sector] = w->number;
+        memcpy(file->durable + w->offset + at, w->data + at, SECTOR);
     }
+    file->durable_size = MAX(file->durable_size, w->file_size);
 }
 
 MemFile *mem_file_cut(const MemFile *file)
 {
+    static const unsigned chances[] = {0, 10, 33, 50, 67, 90, 100};
+    unsigned chance = chances[test_random(ARRAY_SIZE(chances))], whole = (unsigned)test_random(101);
     MemFile *cut = mem_file_new(file->durable, file->size, false);
+    uint64_t end = file->durable_size;
 
     for (size_t i = 0; i < file->write_count; i++) {
-        unsigned fate = (unsigned)test_random(3);
+        const MemWrite *w = &file->writes[i];
+        bool torn = test_random(100) >= whole, kept = test_random(100) < chance;
 
-        if (fate)
-            replay(cut->data, &file->writes[i], fate == 1);
+        for (uint64_t at = 0; at < w->bytes; at += SECTOR) {
+            uint64_t sector = (w->offset + at) / SECTOR;
+
+            if (torn)
+                kept = test_random(100) < chance;
+            if (!kept || file->durable_number[sector] >= w->number || (sector + 1) * SECTOR > cut->capacity)
+                continue;
+            memcpy(cut->data + w->offset + at, w->data + at, SECTOR);
+            end = MAX(end, MIN((sector + 1) * SECTOR, w->file_size));
+        }
     }
+    /* What only the size says that it is there may be missing. */
+    if (end < cut->size && test_random(2))
+        cut->size = end;
     return cut;
 }
 
-static void record(MemFile *file, uint64_t offset, const uint8_t *data, uint64_t bytes)
+/* The sectors that a write has changed, with all that they hold now. Returns its number. */
+static uint64_t record(MemFile *file, uint64_t offset, uint64_t bytes)
 {
+    uint64_t start = align_down(offset, SECTOR), end = align_up(offset + bytes, SECTOR);
     MemWrite *w;
 
-    if (!file->durable)
-        return;
+    if (!file->durable || !bytes)
+        return 0;
     VEC_GROW(file->writes, file->write_count, file->write_capacity);
     w = &file->writes[file->write_count++];
-    *w = (MemWrite){.offset = offset, .bytes = bytes, .data = mem_zalloc(bytes), .number = ++write_number};
-    memcpy(w->data, data, bytes);
-}
-
-/* Writes move while others complete: found again by their number. */
-static void complete(MemFile *file, uint64_t number)
-{
-    for (size_t i = 0; i < file->write_count; i++)
-        if (file->writes[i].number == number)
-            file->writes[i].completed = true;
+    *w = (MemWrite){.offset = start,
+        .bytes = end - start,
+        .data = mem_zalloc(end - start),
+        .number = ++write_number,
+        .file_size = file->size};
+    memcpy(w->data, file->data + start, end - start);
+    return w->number;
 }
 
 /* ---- Requests ---- */
@@ -183,18 +211,43 @@ static void copy_atomically(uint8_t *file, uint8_t *own, size_t bytes, bool to_f
     }
 }
 
-int edge_read(Edge *edge, uint64_t offset, IoSlice dst)
+static void copy_from_file(const MemFile *file, uint64_t offset, IoSlice dst)
 {
     uint8_t piece[PIECE_BYTES];
 
-    if (out_of_range(offset, dst.bytes, edge->mem->size))
-        return -EIO;
-    test_pause();
     for (size_t done = 0; done < dst.bytes; done += PIECE_BYTES) {
         size_t bytes = MIN(dst.bytes - done, sizeof(piece));
 
-        copy_atomically(edge->mem->data + offset + done, piece, bytes, false);
+        copy_atomically(file->data + offset + done, piece, bytes, false);
         io_slice_copy_to(io_slice_part(dst, done, bytes), piece, bytes);
+    }
+}
+
+/* Where a request is cut in two, between which others may come; mostly it is not. */
+static size_t split_at(const MemFile *file, uint64_t offset, size_t bytes)
+{
+    uint64_t first = align_up(offset + 1, SECTOR), last = align_down(offset + bytes - 1, SECTOR);
+
+    if (!file->durable || !mem_yields || !bytes || first > last || test_random(8))
+        return bytes;
+    return first + test_random((last - first) / SECTOR + 1) * SECTOR - offset;
+}
+
+int edge_read(Edge *edge, uint64_t offset, IoSlice dst)
+{
+    MemFile *file = edge->mem;
+    size_t first;
+
+    if (out_of_range(offset, dst.bytes, file->size))
+        return -EIO;
+    test_pause();
+    if (mem_dead || happens(mem_read_faults))
+        return fail(-EIO);
+    first = split_at(file, offset, dst.bytes);
+    copy_from_file(file, offset, io_slice_part(dst, 0, first));
+    if (first < dst.bytes) {
+        test_pause();
+        copy_from_file(file, offset + first, io_slice_part(dst, first, dst.bytes - first));
     }
     test_pause();
     return 0;
@@ -212,26 +265,66 @@ static void copy_to_file(MemFile *file, uint64_t offset, IoSlice src)
     }
 }
 
-int edge_write(Edge *edge, uint64_t offset, IoSlice src, unsigned flags)
+/* One part of a write reaches the file. */
+static void write_part(Edge *edge, uint64_t offset, IoSlice src, MemFlight *flight)
 {
     MemFile *file = edge->mem;
-    uint64_t number = 0;
 
-    test_pause();
-    if (fails())
-        return -EIO;
-    if (offset > mem_limit || src.bytes > mem_limit - offset)
-        return -ENOSPC;
     mem_file_reserve(file, offset + src.bytes);
     copy_to_file(file, offset, src);
     if (offset + src.bytes > file->size)
         file->size = edge->node->size = offset + src.bytes;
-    record(file, offset, file->data + offset, src.bytes);
-    if (file->write_count)
-        number = file->writes[file->write_count - 1].number;
+    flight->numbers[flight->count++] = record(file, offset, src.bytes);
+}
+
+static int write_parts(Edge *edge, uint64_t offset, IoSlice src, MemFlight *flight)
+{
+    size_t first = split_at(edge->mem, offset, src.bytes);
+    bool fails = happens(mem_faults);
+
+    if (fails && !mem_partial_faults)
+        return fail(-EIO);
+    write_part(edge, offset, io_slice_part(src, 0, first), flight);
+    if (fails)
+        return fail(-EIO);
+    if (first == src.bytes)
+        return 0;
     test_pause();
-    complete(file, number);
-    return flags & REQ_FUA ? edge_flush(edge) : 0;
+    if (mem_dead)
+        return fail(-EIO);
+    write_part(edge, offset + first, io_slice_part(src, first, src.bytes - first), flight);
+    return 0;
+}
+
+static void end_flight(MemFile *file, const MemFlight *flight, bool durable)
+{
+    for (size_t i = 0; i < file->write_count; i++) {
+        MemWrite *w = &file->writes[i];
+
+        if (w->number != flight->numbers[0] && w->number != flight->numbers[1])
+            continue;
+        w->completed = true;
+        if (durable)
+            make_durable(file, w);
+    }
+}
+
+int edge_write(Edge *edge, uint64_t offset, IoSlice src, unsigned flags)
+{
+    MemFlight flight = {0};
+    int r;
+
+    test_pause();
+    if (mem_dead)
+        return fail(-EIO);
+    if (offset > mem_limit || src.bytes > mem_limit - offset)
+        return fail(-ENOSPC);
+    r = write_parts(edge, offset, src, &flight);
+    test_pause();
+    if (mem_dead)
+        return fail(-EIO);
+    end_flight(edge->mem, &flight, r == 0 && (flags & REQ_FUA));
+    return r;
 }
 
 int edge_pread(Edge *edge, uint64_t offset, void *data, size_t bytes)
@@ -263,29 +356,33 @@ int edge_discard(Edge *edge, uint64_t offset, uint64_t bytes)
 int edge_flush(Edge *edge)
 {
     MemFile *file = edge->mem;
-    AUTO_FREE uint64_t *numbers = NULL;
-    size_t count = 0;
+    uint64_t size = file->size;
+    size_t kept = 0;
 
-    if (fails())
-        return -EIO;
+    if (mem_dead || happens(mem_faults))
+        return fail(-EIO);
     if (!file->durable) {
         test_pause();
         return 0;
     }
-    numbers = mem_zalloc((file->write_count + 1) * sizeof(*numbers));
+    /* What is complete now. */
     for (size_t i = 0; i < file->write_count; i++)
-        if (file->writes[i].completed)
-            numbers[count++] = file->writes[i].number;
+        file->writes[i].covered |= file->writes[i].completed;
     test_pause();
-    for (size_t k = 0; k < count; k++) {
-        for (size_t i = 0; i < file->write_count; i++) {
-            if (file->writes[i].number == numbers[k]) {
-                replay(file->durable, &file->writes[i], false);
-                forget_write(file, i);
-                break;
-            }
+    if (mem_dead)
+        return fail(-EIO);
+    for (size_t i = 0; i < file->write_count; i++) {
+        MemWrite *w = &file->writes[i];
+
+        if (w->covered) {
+            make_durable(file, w);
+            free(w->data);
+        } else {
+            file->writes[kept++] = *w;
         }
     }
+    file->write_count = kept;
+    file->durable_size = MAX(file->durable_size, size);
     return 0;
 }
 
@@ -295,13 +392,25 @@ int edge_status_above(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *
     return 0;
 }
 
+/* Durable at once. */
+static void truncate_file(MemFile *file, uint64_t size)
+{
+    memset(file->data + size, 0, file->size - size);
+    if (!file->durable)
+        return;
+    memset(file->durable + size, 0, file->capacity - size);
+    for (uint64_t sector = size / SECTOR; sector < file->capacity / SECTOR; sector++)
+        file->durable_number[sector] = write_number;
+    file->durable_size = MIN(file->durable_size, size);
+}
+
 int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
 {
     if (size > mem_limit)
         return err_set(err, -ENOSPC, "too large");
     mem_file_reserve(edge->mem, size);
     if (size < edge->mem->size)
-        memset(edge->mem->data + size, 0, edge->mem->size - size);
+        truncate_file(edge->mem, size);
     edge->mem->size = edge->node->size = size;
     return 0;
 }

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A block graph in memory for tests of the engine: stands in for block/. Files remember what has been written
- * since the last flush, so that a test can cut the power. Requests let other coroutines run at random.
+ * since the last flush, so that a test can cut the power: of what was not flushed, a cut leaves any sectors.
  *
- * test-sched.c stands in for the loop: one thread, no time. Tests that need real loops do without it.
+ * test-sched.c stands in for the loop and its clock: one thread, requests end in random order, time passes
+ * when they do. Tests that need real loops do without it. All chance comes from test_random(), so a seed
+ * repeats a run.
  */
 #pragma once
 
@@ -11,15 +13,18 @@
 #include "generated/types.h"
 
 typedef struct MemWrite {
-    uint64_t offset, bytes;
-    uint8_t *data;
-    uint64_t number; /* never used twice, unlike the place of the data */
-    bool completed;
+    uint64_t offset, bytes; /* whole sectors */
+    uint8_t *data;          /* what they held when it was done */
+    uint64_t number;        /* never used twice, unlike the place of the data */
+    uint64_t file_size;     /* when it was done */
+    bool completed, covered /* by a flush that has begun */;
 } MemWrite;
 
 typedef struct MemFile {
-    uint8_t *data;    /* as requests see it */
-    uint8_t *durable; /* what a flush has made safe; NULL: not recorded */
+    uint8_t *data;            /* as requests see it */
+    uint8_t *durable;         /* what a flush has made safe; NULL: not recorded */
+    uint64_t *durable_number; /* of the last write that is in there, for each sector */
+    uint64_t durable_size;
     _Atomic uint64_t size;
     uint64_t capacity;
     MemWrite *writes; /* since then */
@@ -32,8 +37,14 @@ extern MemFile *mem_file, *mem_data_file, *mem_backing;
 extern BlockdevOptionsQcow2 mem_options;
 /* Largest size that a file may grow to; beyond: -ENOSPC. */
 extern uint64_t mem_limit;
-/* How many of a thousand writes and flushes fail, without any effect. */
-extern unsigned mem_faults;
+/* How many of a thousand writes and flushes fail, and of reads. Without any effect; unless partial, then a
+ * part of a write may have been done. */
+extern unsigned mem_faults, mem_read_faults;
+extern bool mem_partial_faults;
+/* From now on every request fails, those in flight included. */
+extern bool mem_dead;
+/* Requests that have failed so far. */
+extern uint64_t mem_failures;
 /* False: requests do not yield. */
 extern bool mem_yields;
 /* Corruptions that were reported. */
@@ -49,7 +60,7 @@ MemFile *mem_file_cut(const MemFile *file);
 uint64_t test_random(uint64_t below);
 /* Each thread has numbers of its own. */
 void test_random_seed(uint64_t seed);
-/* Lets other coroutines run, mostly for a moment. */
+/* Waits for the disk: others run, for as long as chance has it. The test or test-sched.c says how. */
 void test_pause(void);
 
 /* Opens mem_file with the driver; NULL with err set. */
@@ -57,3 +68,7 @@ Node *test_open(bool read_only, Error *err);
 void test_close(Node *node);
 /* test-sched.c: runs fn(arg) in a coroutine of a scheduler of its own. */
 void test_run(void (*fn)(void *arg), void *arg);
+/* test-sched.c: called before each step of the disk, outside of all coroutines; may be NULL. */
+extern void (*test_on_step)(void);
+/* test-sched.c: steps that the disk has made. */
+extern uint64_t test_steps;
