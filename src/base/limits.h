@@ -10,6 +10,9 @@
 #define LIMIT_NODE_BYTES ((uint64_t)INT64_MAX - 65535)
 /* Node names (QEMU: 31 characters and the terminating NUL). */
 #define LIMIT_NODE_NAME 31
+/* Name of a dirty bitmap, and memory that the bits of one may take (qcow2 cannot store as much: 512 MiB). */
+#define LIMIT_DIRTY_BITMAP_NAME 1023
+#define LIMIT_DIRTY_BITMAP_BYTES (1 * GIB)
 /* Largest alignment that a device may ask requests to have. */
 #define LIMIT_REQUEST_ALIGNMENT (64 * MIB)
 /* Depth of a chain of backing files. */

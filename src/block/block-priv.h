@@ -25,7 +25,10 @@ typedef struct NodePrivate {
     List serialised;        /* requests that others may have to wait for, see serialise.c; with the lock */
     EdgeStats closed_stats; /* of edges that are gone */
     bool corrupt;           /* a fatal corruption was reported */
-    Object *iothread;       /* on whose loop the node lives, a reference; NULL: the main loop */
+    List bitmaps;           /* newest first */
+    pthread_rwlock_t bitmaps_lock;
+    _Atomic unsigned tracking; /* Tracking: what there is to do around a write */
+    Object *iothread;          /* on whose loop the node lives, a reference; NULL: the main loop */
 } NodePrivate;
 
 /*
@@ -119,6 +122,22 @@ typedef struct Serialised {
 void serialise_begin(Node *node, Serialised *request, uint64_t offset, uint64_t bytes, bool exclusive);
 void serialise_end(Node *node, Serialised *request);
 
+/* ---- Dirty bitmaps (bitmap.c) ---- */
+
+typedef enum Tracking {
+    TRACK_BITMAPS = 1 << 0, /* some bitmap is enabled */
+    TRACK_JOURNAL = 1 << 1, /* the driver wants to know of writes */
+} Tracking;
+
+void bitmaps_init(NodePrivate *p);
+void bitmaps_done(NodePrivate *p);
+/* The node's size has changed. */
+void bitmaps_resize(Node *node, uint64_t size);
+/* Around writes to a node where `tracking` is not 0. begin: 1 if the driver has been told, which then wants
+ * to hear of the end. */
+int tracked_write_begin(Node *node, uint64_t offset, uint64_t bytes);
+void tracked_write_end(Node *node, uint64_t offset, uint64_t bytes, bool journalled);
+
 /* ---- Aligned requests (align.c): for requests that do not fit node->limits ---- */
 
 bool align_fits(const Node *node, uint64_t offset, IoSlice io);
@@ -129,7 +148,6 @@ int align_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned fla
 /* ---- The node's side of the request path (request.c); on the home loop, range already checked ---- */
 
 int node_read(Node *node, uint64_t offset, IoSlice dst);
-int node_write(Node *node, uint64_t offset, IoSlice src, unsigned flags);
 int node_flush(Node *node);
 /* Aligned; splits to the limits. */
 int node_read_aligned(Node *node, uint64_t offset, IoSlice dst);
@@ -140,6 +158,8 @@ int node_write_zeroes_aligned(Node *node, uint64_t offset, uint64_t bytes, unsig
 #define ZERO_BUFFER_BYTES (64 * KIB)
 extern const uint8_t zero_buffer[ZERO_BUFFER_BYTES];
 
+/* Of the node's image, or of the nearest one below that has clusters; 0: there are none. Main loop. */
+uint64_t node_cluster_size(Node *node);
 /* What stands for the node in messages and query results: a path, or json:{...}. Caller frees. */
 char *node_filename(const Node *node);
 /* Adds what edge has counted on all loops to sum. Main loop. */

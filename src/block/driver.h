@@ -14,6 +14,7 @@
 #include "base/limits.h"
 #include "block/node.h"
 
+typedef struct DriverBitmaps DriverBitmaps;                 /* block/bitmap.h */
 typedef struct ImageInfo ImageInfo;                         /* generated */
 typedef struct ImageInfoSpecific ImageInfoSpecific;         /* generated */
 typedef struct BlockStatsSpecific BlockStatsSpecific;       /* generated */
@@ -115,6 +116,9 @@ struct Driver {
     /* Lists option names that change what is shown, so that filename reporting must use json:{}. May be NULL.
      */
     bool (*filename_is_plain)(Node *node);
+
+    /* Keeps dirty bitmaps in the image; NULL: cannot. */
+    const DriverBitmaps *bitmaps;
 
     /* blockdev-create */
     int (*create)(const BlockdevCreateOptions *options, Error *err);

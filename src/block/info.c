@@ -63,6 +63,19 @@ static int info_on_home(void *arg)
     return node->driver->info ? node->driver->info(node, call->info, call->err) : 0;
 }
 
+uint64_t node_cluster_size(Node *node)
+{
+    for (; node; node = node->file ? node->file->node : NULL) {
+        CLEANUP(image_info_free_ptr) ImageInfo *info = mem_new(ImageInfo);
+        AUTO_ERROR Error err = ERROR_INIT;
+        InfoCall call = {.node = node, .info = info, .err = &err};
+
+        if (loop_call(node->home, info_on_home, &call) == 0 && info->has_cluster_size)
+            return (uint64_t)info->cluster_size;
+    }
+    return 0;
+}
+
 static const char *backing_path(const Node *node)
 {
     return node->backing_filename && node->backing_filename[0] ? node->backing_filename : NULL;

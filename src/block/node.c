@@ -127,6 +127,7 @@ static void node_free(Node *node)
     NodePrivate *p = node->private;
 
     list_remove(&p->graph_link);
+    bitmaps_done(p);
     pthread_mutex_destroy(&p->serialise_lock);
     object_unref(p->iothread);
     blockdev_options_free(p->options);
@@ -199,6 +200,7 @@ static Node *node_new(const Driver *driver)
     list_init(&p->children);
     pthread_mutex_init(&p->serialise_lock, NULL);
     list_init(&p->serialised);
+    bitmaps_init(p);
     return node;
 }
 
@@ -456,5 +458,6 @@ static void tell_parents_about_size(Node *node)
 
 void node_size_changed(Node *node)
 {
+    bitmaps_resize(node, node->size);
     tell_parents_about_size(node);
 }

@@ -151,7 +151,7 @@ int node_read(Node *node, uint64_t offset, IoSlice dst)
     return node_read_aligned(node, offset, dst);
 }
 
-static int node_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned flags)
+static int write_zeroes_untracked(Node *node, uint64_t offset, uint64_t bytes, unsigned flags)
 {
     if (!node->discard_unmap)
         flags &= ~(unsigned)REQ_MAY_UNMAP;
@@ -173,13 +173,13 @@ static int write_serialised(Node *node, uint64_t offset, IoSlice src, unsigned f
     return r;
 }
 
-int node_write(Node *node, uint64_t offset, IoSlice src, unsigned flags)
+static int write_untracked(Node *node, uint64_t offset, IoSlice src, unsigned flags)
 {
     if (UNLIKELY(node->detect_zeroes != BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF) && !(flags & REQ_COMPRESSED) &&
         io_slice_is_zero(src)) {
         bool unmap = node->detect_zeroes == BLOCKDEV_DETECT_ZEROES_OPTIONS_UNMAP;
 
-        return node_write_zeroes(node, offset, src.bytes, flags | (unmap ? (unsigned)REQ_MAY_UNMAP : 0));
+        return write_zeroes_untracked(node, offset, src.bytes, flags | (unmap ? (unsigned)REQ_MAY_UNMAP : 0));
     }
     if (UNLIKELY(needs_alignment(node)))
         return write_serialised(node, offset, src, flags);
@@ -203,13 +203,11 @@ int node_flush(Node *node)
     return r;
 }
 
-static int node_discard(Node *node, uint64_t offset, uint64_t bytes)
+static int discard_untracked(Node *node, uint64_t offset, uint64_t bytes)
 {
     uint64_t align = MAX(node->limits.request_alignment, node->limits.discard_alignment);
     uint64_t first, end;
 
-    if (!node->discard_unmap || !node->driver->discard)
-        return 0;
     /* A discard is a hint: partial blocks at its ends keep their data. The end of the node counts as aligned.
      */
     end = offset + bytes == node->size ? node->size : offset + bytes - (offset + bytes) % MAX(align, 1U);
@@ -226,6 +224,62 @@ static int node_discard(Node *node, uint64_t offset, uint64_t bytes)
         first += piece;
     }
     return 0;
+}
+
+/* ---- Node level: what must happen around a change of the contents, for dirty bitmaps ---- */
+
+static inline bool is_tracked(const Node *node)
+{
+    return UNLIKELY(atomic_load_explicit(&node->private->tracking, memory_order_relaxed));
+}
+
+/* 1: the driver keeps a journal and knows of this write. */
+static inline int change_begin(Node *node, uint64_t offset, uint64_t bytes)
+{
+    return is_tracked(node) ? tracked_write_begin(node, offset, bytes) : 0;
+}
+
+/* Also after a failure, which may have changed a part. A bitmap that has come meanwhile is marked, too. */
+static inline void change_end(Node *node, uint64_t offset, uint64_t bytes, int begun)
+{
+    if (is_tracked(node) || UNLIKELY(begun))
+        tracked_write_end(node, offset, bytes, begun);
+}
+
+static int node_write(Node *node, uint64_t offset, IoSlice src, unsigned flags)
+{
+    int r, begun = change_begin(node, offset, src.bytes);
+
+    if (UNLIKELY(begun < 0))
+        return begun;
+    r = write_untracked(node, offset, src, flags);
+    change_end(node, offset, src.bytes, begun);
+    return r;
+}
+
+static int node_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned flags)
+{
+    int r, begun = change_begin(node, offset, bytes);
+
+    if (UNLIKELY(begun < 0))
+        return begun;
+    r = write_zeroes_untracked(node, offset, bytes, flags);
+    change_end(node, offset, bytes, begun);
+    return r;
+}
+
+static int node_discard(Node *node, uint64_t offset, uint64_t bytes)
+{
+    int r, begun;
+
+    if (!node->discard_unmap || !node->driver->discard)
+        return 0;
+    begun = change_begin(node, offset, bytes);
+    if (UNLIKELY(begun < 0))
+        return begun;
+    r = discard_untracked(node, offset, bytes);
+    change_end(node, offset, bytes, begun);
+    return r;
 }
 
 /* ---- Edge level: where, gate, checks, statistics ---- */
