@@ -11,7 +11,7 @@ import struct
 import threading
 import time
 
-from lab import Skip, check, lab, main, modprobe, read, run, wait
+from lab import Skip, check, lab, main, modprobe, patience, read, run, wait
 from pr import (
     NOBODY,
     READ_FULL_STATUS,
@@ -44,7 +44,7 @@ def at_once(work, count=CLIENTS):
 
     def one(number):
         try:
-            barrier.wait(30)
+            barrier.wait(patience(30))
             work(number)
         except BaseException as error:
             errors.append(error)
@@ -53,7 +53,7 @@ def at_once(work, count=CLIENTS):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(patience(60))
         assert not thread.is_alive(), 'a client waits for ever'
     if errors:
         raise errors[0]
@@ -434,11 +434,11 @@ def a_wedged_disk_delays_nobody_else():
     begin = time.monotonic()
     at_once(work, 16)
     seconds = time.monotonic() - begin
-    assert seconds < 10, f'the others took {seconds:.1f} s'
+    assert seconds < patience(10), f'the others took {seconds:.1f} s'
     if REFERENCE:
         raise Skip('the reference does not end while a command runs')
     seconds = through.stop(30)
-    assert seconds < 8, f'SIGTERM took {seconds:.1f} s'
+    assert seconds < patience(8), f'SIGTERM took {seconds:.1f} s'
     assert not os.path.exists(through.path)
     del stuck, waiting
 

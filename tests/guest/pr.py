@@ -11,7 +11,7 @@ import struct
 import subprocess
 import time
 
-from lab import check, run, wait
+from lab import check, patience, run, wait
 from lib import prwire
 from lib.prhelper import sanitized
 from lib.prwire import (  # noqa: F401 (scenarios have them from here)
@@ -90,7 +90,7 @@ class Helper:
         """SIGTERM; returns the seconds until it has ended, with status 0."""
         begin = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        status = self.process.wait(deadline)
+        status = self.process.wait(patience(deadline))
         assert status == 0, f'the helper ended with {status}: {self.log()}'
         return time.monotonic() - begin
 
@@ -112,7 +112,7 @@ class Client:
     """A connection and an open disk: each method is a command and returns its Reply."""
 
     def __init__(self, path, disk, mode=os.O_RDWR, timeout=60):
-        self.connection = Connection(path, timeout=timeout)
+        self.connection = Connection(path, timeout=patience(timeout))
         self.fd = (
             os.open(disk, mode | os.O_NONBLOCK | os.O_CLOEXEC) if isinstance(disk, str) else os.dup(disk)
         )

@@ -197,8 +197,8 @@ static int put_refblocks(Writer *w)
     return r;
 }
 
-/* L2 tables of a preallocated image. With extended entries the subclusters stay unallocated, so that a backing
- * file shows through; but a raw data file is all there is. */
+/* L2 tables of a preallocated image. With extended entries the subclusters stay unallocated, so that a
+ * backing file shows through; but a raw data file is all there is. */
 static int put_l2(Writer *w)
 {
     const Layout *l = w->layout;
