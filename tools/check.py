@@ -21,7 +21,7 @@ SANITIZERS = {
     'UBSAN_OPTIONS': 'print_stacktrace=1:halt_on_error=1:exitcode=99',
 }
 # What runs on several threads.
-THREADED_UNIT_TESTS = ['co', 'loop', 'block', 'block-lanes', 'net', 'chardev', 'vduse', 'memory',
+THREADED_UNIT_TESTS = ['co', 'loop', 'bitmap', 'bits', 'block', 'block-lanes', 'net', 'chardev', 'vduse', 'memory',
     'virtqueue-events', 'qcow2-away']
 THREADED_SYSTEM_TESTS = (
     'test_fuse_threads.py', 'test_iothread.py', 'test_many_loops.py', 'test_vhost_user_loops.py')

@@ -390,35 +390,30 @@ int dirty_bitmap_merge(DirtyBitmap *target, const DirtyBitmap *source, Error *er
     return 0;
 }
 
-int dirty_bitmap_save(DirtyBitmap *bitmap, DirtyBitmapSaved **ret_saved, Error *err)
+int dirty_bitmap_save(const DirtyBitmap *bitmap, DirtyBitmapSaved **ret_saved, Error *err)
 {
     DirtyBitmapSaved *saved = mem_new(DirtyBitmapSaved);
+    int r;
 
-    if (bits_init(&saved->bits, bitmap->bits.size) < 0) {
-        free(saved);
-        return err_set(err, -ENOMEM, "Not enough memory to clear bitmap '%s'", bitmap->name);
-    }
     lock_for_writing(bitmap->node);
-    Bits clean = saved->bits;
-    saved->bits = bitmap->bits;
-    bitmap->bits = clean;
+    r = bits_copy(&saved->bits, &bitmap->bits);
     unlock(bitmap->node);
+    if (r < 0) {
+        free(saved);
+        return err_set(err, r, "Not enough memory to keep what bitmap '%s' contains", bitmap->name);
+    }
     *ret_saved = saved;
     return 0;
 }
 
 void dirty_bitmap_restore(DirtyBitmap *bitmap, DirtyBitmapSaved *take_saved)
 {
-    Bits *from = &take_saved->bits;
-
     lock_for_writing(bitmap->node);
-    for (uint64_t first = 0, size = MIN(from->size, bitmap->bits.size); first < size;) {
-        uint64_t end;
+    if (bitmap->bits.size == take_saved->bits.size) { /* else it has become inconsistent */
+        Bits now = bitmap->bits;
 
-        first = bits_next_set(from, first, size);
-        end = bits_next_clear(from, first, size);
-        bits_set(&bitmap->bits, first, end);
-        first = end;
+        bitmap->bits = take_saved->bits;
+        take_saved->bits = now;
     }
     unlock(bitmap->node);
     dirty_bitmap_drop(take_saved);

@@ -97,12 +97,13 @@ uint64_t dirty_bitmap_next_clean(const DirtyBitmap *bitmap, uint64_t offset, uin
 int dirty_bitmap_merge(DirtyBitmap *target, const DirtyBitmap *source, Error *err) MUST_CHECK;
 
 /*
- * What a bitmap contains, kept aside: takes the bits out (the bitmap is clean then), puts them back in
- * addition to what has been marked since, or throws them away. For commands that can be undone.
+ * A copy of what a bitmap contains, for commands that can be undone. Restoring puts it back as it was,
+ * without what has been marked since: the node's requests are drained from the one to the other.
  */
 typedef struct DirtyBitmapSaved DirtyBitmapSaved;
-int dirty_bitmap_save(DirtyBitmap *bitmap, DirtyBitmapSaved **ret_saved, Error *err) MUST_CHECK;
+int dirty_bitmap_save(const DirtyBitmap *bitmap, DirtyBitmapSaved **ret_saved, Error *err) MUST_CHECK;
 void dirty_bitmap_restore(DirtyBitmap *bitmap, DirtyBitmapSaved *take_saved);
+/* NULL is fine. */
 void dirty_bitmap_drop(DirtyBitmapSaved *take_saved);
 
 /*
@@ -126,11 +127,13 @@ typedef struct DriverBitmaps {
     int (*can_add)(Node *node, const char *name, uint32_t granularity, Error *err);
     /* The bitmap has been made and is persistent; on failure it is removed again. */
     int (*added)(Node *node, DirtyBitmap *bitmap, Error *err);
-    /* Forget the stored form of a persistent bitmap, which is removed when this has succeeded. */
+    /* Forget the stored form of a persistent bitmap, which is removed when this has succeeded; or, if a
+     * transaction fails later, added() again. */
     int (*remove)(Node *node, DirtyBitmap *bitmap, Error *err);
     /*
-     * A persistent bitmap has been changed other than by a write: merged into, cleared, enabled, disabled,
-     * put back. A failure is reported to the user, but the change stays.
+     * A persistent bitmap has been changed other than by a write: merged into, cleared, enabled, disabled. If
+     * this fails, the change is undone and refused; this is called again after undoing, then failures are
+     * logged.
      */
     int (*changed)(Node *node, DirtyBitmap *bitmap, Error *err);
     /*

@@ -65,6 +65,22 @@ void bits_done(Bits *bits)
     *bits = (Bits){0};
 }
 
+static void copy(Bits *to, const Bits *from)
+{
+    memcpy(to->words, from->words, bits_words(from) * sizeof(*from->words));
+    memcpy(to->summary, from->summary, summary_words(from->size) * sizeof(*from->summary));
+    store(&to->count, load(&from->count));
+}
+
+int bits_copy(Bits *bits, const Bits *from)
+{
+    int r = bits_init(bits, from->size);
+
+    if (r == 0)
+        copy(bits, from);
+    return r;
+}
+
 /* An array that grows bit by bit is not copied each time. */
 static int grow(Bits *bits, uint64_t size)
 {
@@ -73,9 +89,7 @@ static int grow(Bits *bits, uint64_t size)
 
     if (r < 0)
         return r;
-    memcpy(grown.words, bits->words, bits_words(bits) * sizeof(*bits->words));
-    memcpy(grown.summary, bits->summary, summary_words(bits->size) * sizeof(*bits->summary));
-    store(&grown.count, load(&bits->count));
+    copy(&grown, bits);
     bits_done(bits);
     *bits = grown;
     return 0;

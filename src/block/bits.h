@@ -22,6 +22,7 @@ typedef struct Bits {
 /* 0 or -ENOMEM. Memory is one bit for each and a little, a quarter more after the array has grown. A failed
  * resize has changed nothing. */
 int bits_init(Bits *bits, uint64_t size) MUST_CHECK;
+int bits_copy(Bits *bits, const Bits *from) MUST_CHECK;
 int bits_resize(Bits *bits, uint64_t size) MUST_CHECK;
 void bits_done(Bits *bits);
 

@@ -3,6 +3,7 @@
 #include "block/block-priv.h"
 
 #include "base/mem.h"
+#include "block/bitmap.h"
 #include "generated/commands.h"
 
 #include <errno.h>
@@ -63,17 +64,25 @@ static int info_on_home(void *arg)
     return node->driver->info ? node->driver->info(node, call->info, call->err) : 0;
 }
 
+static void add_cluster_size(Node *node, ImageInfo *info)
+{
+    uint64_t below = info->has_cluster_size || !node->file ? 0 : node_cluster_size(node->file->node);
+
+    if (!below)
+        return;
+    info->has_cluster_size = true;
+    info->cluster_size = (int64_t)below;
+}
+
 uint64_t node_cluster_size(Node *node)
 {
-    for (; node; node = node->file ? node->file->node : NULL) {
-        CLEANUP(image_info_free_ptr) ImageInfo *info = mem_new(ImageInfo);
-        AUTO_ERROR Error err = ERROR_INIT;
-        InfoCall call = {.node = node, .info = info, .err = &err};
+    CLEANUP(image_info_free_ptr) ImageInfo *info = mem_new(ImageInfo);
+    AUTO_ERROR Error err = ERROR_INIT;
+    InfoCall call = {.node = node, .info = info, .err = &err};
 
-        if (loop_call(node->home, info_on_home, &call) == 0 && info->has_cluster_size)
-            return (uint64_t)info->cluster_size;
-    }
-    return 0;
+    (void)loop_call(node->home, info_on_home, &call);
+    add_cluster_size(node, info);
+    return (uint64_t)info->cluster_size;
 }
 
 static const char *backing_path(const Node *node)
@@ -104,6 +113,7 @@ static int image_info(Node *node, bool with_backing, ImageInfo **ret_info, Error
     info->virtual_size = (int64_t)node->size;
     add_backing(node, info);
     r = loop_call(node->home, info_on_home, &call);
+    add_cluster_size(node, info);
     if (r == 0 && with_backing && node->backing)
         r = image_info(node->backing->node, true, &info->backing_image, err);
     if (r == 0)
@@ -120,6 +130,32 @@ static int chain_depth(const Node *node)
         depth++;
     }
     return depth;
+}
+
+static BlockDirtyInfo *bitmap_info(const DirtyBitmap *bitmap)
+{
+    BlockDirtyInfo *info = mem_new(BlockDirtyInfo);
+
+    info->name = str_dup(dirty_bitmap_name(bitmap));
+    info->count = (int64_t)dirty_bitmap_count(bitmap);
+    info->granularity = dirty_bitmap_granularity(bitmap);
+    info->recording = dirty_bitmap_is_enabled(bitmap);
+    info->busy = dirty_bitmap_is_busy(bitmap);
+    info->persistent = dirty_bitmap_is_persistent(bitmap);
+    info->has_inconsistent = info->inconsistent = dirty_bitmap_is_inconsistent(bitmap);
+    return info;
+}
+
+static void add_bitmaps(const Node *node, BlockDeviceInfo *info)
+{
+    BlockDirtyInfoList *list = &info->dirty_bitmaps;
+    size_t capacity = 0;
+
+    for (const DirtyBitmap *bitmap = NULL; (bitmap = dirty_bitmap_next(node, bitmap));) {
+        VEC_GROW(list->items, list->count, capacity);
+        list->items[list->count++] = bitmap_info(bitmap);
+    }
+    info->has_dirty_bitmaps = list->count;
 }
 
 static int device_info(Node *node, bool flat, BlockDeviceInfo **ret_info, Error *err)
@@ -140,6 +176,7 @@ static int device_info(Node *node, bool flat, BlockDeviceInfo **ret_info, Error 
     info->cache->writeback = true;
     info->cache->direct = node->direct;
     info->cache->no_flush = node->no_flush;
+    add_bitmaps(node, info);
     r = image_info(node, !flat, &info->image, err);
     if (r == 0)
         *ret_info = TAKE(info);
