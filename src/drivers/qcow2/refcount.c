@@ -166,13 +166,27 @@ void refcount_release_reserve(Qcow2 *q)
     q->reserve = (ClusterRun){0};
 }
 
+/* A mapping may become durable before the data does, but not before the file reaches so far: an entry beyond
+ * the end of the file is corruption for those who check it. */
+static int reach_reserve(Qcow2 *q)
+{
+    static const uint8_t zeroes[512];
+    uint64_t end = q->reserve.offset + (q->reserve.count << q->cluster_bits);
+
+    if (end <= node_size(edge_node(q->file)))
+        return 0;
+    return edge_pwrite(q->file, end - sizeof(zeroes), zeroes, sizeof(zeroes), 0);
+}
+
 static int fill_reserve(Qcow2 *q)
 {
     int r = alloc_locked(q, MAX(RESERVE_BYTES >> q->cluster_bits, UINT64_C(1)), &q->reserve);
 
     if (r < 0)
         return r;
-    r = sync_refcounts(q);
+    r = reach_reserve(q);
+    if (r == 0)
+        r = sync_refcounts(q);
     if (r == 0)
         r = edge_flush(q->file);
     if (r < 0)
