@@ -345,7 +345,7 @@ int edge_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes, unsigned flag
 {
     AUTO_FREE uint8_t *zeroes = bytes <= mem_limit ? mem_try_zalloc(1, bytes) : NULL;
 
-    return zeroes ? edge_pwrite(edge, offset, zeroes, bytes, flags & REQ_FUA) : -ENOSPC;
+    return zeroes ? edge_pwrite(edge, offset, zeroes, bytes, flags & REQ_FUA) : fail(-ENOSPC);
 }
 
 int edge_discard(Edge *edge, uint64_t offset, uint64_t bytes)

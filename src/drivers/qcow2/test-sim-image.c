@@ -1,0 +1,270 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Reads and judges an image file, by the format's specification and nothing else: no cache, no cleverness, no
+ * code of the engine. See test-sim-model.h.
+ */
+#include "drivers/qcow2/test-sim-model.h"
+
+#include "base/endian.h"
+#include "base/mem.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+#define OFFSET UINT64_C(0x00fffffffffffe00)
+#define COPIED (UINT64_C(1) << 63)
+#define COMPRESSED (UINT64_C(1) << 62)
+
+typedef struct Judge {
+    const Image *image;
+    const uint8_t *file;
+    uint64_t size, cluster, clusters, disk_size;
+    unsigned cluster_bits, refcount_order;
+    bool old /* version 2 */, extended, exact, dirty;
+    uint64_t l1, l1_entries, table, table_entries;
+    uint16_t *references; /* found, for each cluster */
+} Judge;
+
+static uint64_t entry_at(const Judge *j, uint64_t offset)
+{
+    return offset + 8 <= j->size ? get_be64(j->file + offset) : 0;
+}
+
+static void read_head(Judge *j, const Image *image)
+{
+    const uint8_t *h = image->file.data;
+    uint64_t incompatible;
+
+    *j = (Judge){.image = image, .file = h, .size = image->file.size};
+    if (j->size < 104 || get_be32(h) != 0x514649fb)
+        sim_fail("the file has no header");
+    j->old = get_be32(h + 4) == 2;
+    j->cluster_bits = get_be32(h + 20);
+    j->cluster = UINT64_C(1) << j->cluster_bits;
+    j->clusters = div_round_up(j->size, j->cluster);
+    j->disk_size = get_be64(h + 24);
+    j->l1_entries = get_be32(h + 36);
+    j->l1 = get_be64(h + 40);
+    j->table = get_be64(h + 48);
+    j->table_entries = get_be32(h + 56) * j->cluster / 8;
+    incompatible = j->old ? 0 : get_be64(h + 72);
+    j->dirty = incompatible & 1;
+    j->extended = incompatible & 16;
+    j->refcount_order = j->old ? 4 : get_be32(h + 96);
+    if (incompatible & 2)
+        sim_fail("the image is marked corrupt");
+    if (!!(incompatible & 4) != image->has_data_file)
+        sim_fail("the image has lost its data file, or found one");
+}
+
+/* ---- References ---- */
+
+static void refer(Judge *j, uint64_t offset, uint64_t count, const char *what, uint64_t index)
+{
+    if (offset % j->cluster)
+        sim_fail("%s %" PRIu64 ": place %#" PRIx64 " is not aligned", what, index, offset);
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t cluster = offset / j->cluster + i;
+
+        if (cluster >= j->clusters)
+            sim_fail("%s %" PRIu64 ": place %#" PRIx64 " is not in the file (%#" PRIx64 " bytes)", what,
+                index, offset, j->size);
+        j->references[cluster]++;
+    }
+}
+
+static void refer_once(Judge *j, uint64_t offset, uint64_t count, const char *what, uint64_t index)
+{
+    refer(j, offset, count, what, index);
+    for (uint64_t i = 0; i < count; i++)
+        if (j->references[offset / j->cluster + i] != 1)
+            sim_fail("%s %" PRIu64 ": cluster %#" PRIx64 " is used for something else, too", what, index,
+                offset + i * j->cluster);
+}
+
+/* Sectors of 512 bytes, from any byte on: each cluster that they touch. */
+static void refer_compressed(Judge *j, uint64_t entry, uint64_t index)
+{
+    unsigned bits = 62 - (j->cluster_bits - 8);
+    uint64_t offset = entry & ((UINT64_C(1) << bits) - 1);
+    uint64_t sectors = ((entry & (COMPRESSED - 1)) >> bits) + 1,
+             last = offset + sectors * 512 - offset % 512 - 1;
+
+    if (entry & COPIED)
+        sim_fail("cluster %" PRIu64 " is compressed and COPIED", index);
+    for (uint64_t c = offset / j->cluster; c <= last / j->cluster; c++)
+        refer(j, c * j->cluster, 1, "compressed cluster", index);
+}
+
+static uint64_t refcount_of(const Judge *j, uint64_t cluster)
+{
+    uint64_t per_block = j->cluster * 8 >> j->refcount_order, index = cluster / per_block, block, at,
+             value = 0;
+    unsigned bits = 1U << j->refcount_order;
+
+    block = index < j->table_entries ? entry_at(j, j->table + index * 8) : 0;
+    if (!block)
+        return 0;
+    at = cluster % per_block * bits;
+    if (bits < 8)
+        return j->file[block + at / 8] >> at % 8 & ((1U << bits) - 1);
+    for (unsigned i = 0; i < bits / 8; i++)
+        value = value << 8 | (block + at / 8 + i < j->size ? j->file[block + at / 8 + i] : 0);
+    return value;
+}
+
+/* ---- Entries ---- */
+
+static uint64_t l2_entry(const Judge *j, uint64_t guest, uint64_t *ret_subs)
+{
+    uint64_t bytes = j->extended ? 16 : 8, per_table = j->cluster / bytes;
+    uint64_t l1 = guest / per_table < j->l1_entries ? entry_at(j, j->l1 + guest / per_table * 8) & OFFSET : 0;
+    uint64_t at = l1 + guest % per_table * bytes;
+
+    *ret_subs = l1 && j->extended ? entry_at(j, at + 8) : 0;
+    return l1 ? entry_at(j, at) : 0;
+}
+
+static void check_subclusters(const Judge *j, uint64_t guest, uint64_t entry, uint64_t subs)
+{
+    if (!j->extended)
+        return;
+    if ((entry & COMPRESSED) && subs)
+        sim_fail("cluster %" PRIu64 " is compressed and has subclusters", guest);
+    if (subs & subs >> 32)
+        sim_fail("cluster %" PRIu64 ": subclusters %#" PRIx64 " are both data and zeroes", guest, subs);
+    if ((subs & UINT32_MAX) && !(entry & OFFSET) && !(j->image->has_data_file && (entry & COPIED)))
+        sim_fail("cluster %" PRIu64 ": subclusters without a cluster", guest);
+}
+
+static void refer_guest(Judge *j, uint64_t guest)
+{
+    uint64_t subs, entry = l2_entry(j, guest, &subs), host = entry & OFFSET;
+
+    check_subclusters(j, guest, entry, subs);
+    if (entry & COMPRESSED) {
+        refer_compressed(j, entry, guest);
+        return;
+    }
+    if ((entry & 1) && (j->old || j->extended))
+        sim_fail("cluster %" PRIu64 ": entry %#" PRIx64 " has a bit that it may not have", guest, entry);
+    if (!j->image->has_data_file && host)
+        refer(j, host, 1, "cluster", guest);
+    if (j->image->has_data_file && host && host != guest * j->cluster)
+        sim_fail("cluster %" PRIu64 " lies at %#" PRIx64 " of the data file", guest, host);
+}
+
+/* After all references are known. */
+static void check_copied(const Judge *j, uint64_t entry, const char *what, uint64_t index)
+{
+    uint64_t cluster = (entry & OFFSET) / j->cluster;
+
+    if ((entry & COMPRESSED) || !(entry & OFFSET))
+        return;
+    if ((entry & COPIED) && j->references[cluster] != 1)
+        sim_fail("%s %" PRIu64 " is COPIED, but its cluster %#" PRIx64 " is used %u times", what, index,
+            entry & OFFSET, j->references[cluster]);
+    if (j->exact && !(entry & COPIED) && refcount_of(j, cluster) == 1)
+        sim_fail("%s %" PRIu64 " is not COPIED, but its cluster has one reference", what, index);
+}
+
+/* ---- The whole ---- */
+
+static void refer_metadata(Judge *j)
+{
+    refer_once(j, 0, 1, "header", 0);
+    refer_once(j, j->table, j->table_entries * 8 / j->cluster, "refcount table", 0);
+    for (uint64_t i = 0; i < j->table_entries; i++)
+        if (entry_at(j, j->table + i * 8))
+            refer_once(j, entry_at(j, j->table + i * 8), 1, "refcount block", i);
+    refer_once(j, j->l1, div_round_up(j->l1_entries * 8, j->cluster), "L1 table", 0);
+    for (uint64_t i = 0; i < j->l1_entries; i++)
+        if (entry_at(j, j->l1 + i * 8) & OFFSET)
+            refer_once(j, entry_at(j, j->l1 + i * 8) & OFFSET, 1, "L2 table", i);
+}
+
+static void check_entries(Judge *j)
+{
+    uint64_t per_table = j->cluster / (j->extended ? 16 : 8), subs;
+
+    if (div_round_up(div_round_up(j->disk_size, j->cluster), per_table) > j->l1_entries)
+        sim_fail("the L1 table has %" PRIu64 " entries, too few for %" PRIu64 " bytes", j->l1_entries,
+            j->disk_size);
+    for (uint64_t i = 0; i < j->l1_entries * per_table; i++)
+        if (entry_at(j, j->l1 + i / per_table * 8) & OFFSET)
+            refer_guest(j, i);
+    for (uint64_t i = 0; i < j->l1_entries; i++)
+        check_copied(j, entry_at(j, j->l1 + i * 8), "L2 table", i);
+    for (uint64_t i = 0; !j->image->has_data_file && i < j->l1_entries * per_table; i++)
+        if (entry_at(j, j->l1 + i / per_table * 8) & OFFSET)
+            check_copied(j, l2_entry(j, i, &subs), "cluster", i);
+}
+
+static void check_refcounts(const Judge *j, uint64_t *ret_leaks)
+{
+    *ret_leaks = 0;
+    for (uint64_t i = 0; i < j->clusters; i++) {
+        uint64_t refs = j->references[i], count = refcount_of(j, i);
+        bool shared = refs > 1;
+
+        if (count < refs)
+            sim_fail("cluster %#" PRIx64 " is used %" PRIu64 " times, its refcount is %" PRIu64,
+                i * j->cluster, refs, count);
+        if (shared && j->exact && count != refs)
+            sim_fail("cluster %#" PRIx64 " is used %" PRIu64 " times, its refcount is %" PRIu64,
+                i * j->cluster, refs, count);
+        *ret_leaks += count - refs;
+    }
+    if (j->exact && *ret_leaks)
+        sim_fail("%" PRIu64 " references are leaked", *ret_leaks);
+}
+
+void image_check(const Image *image, bool exact, ImageFacts *ret_facts)
+{
+    Judge j;
+
+    read_head(&j, image);
+    j.exact = exact && !j.dirty;
+    j.references = mem_zalloc(j.clusters * sizeof(*j.references));
+    *ret_facts = (ImageFacts){.disk_size = j.disk_size, .dirty = j.dirty};
+    refer_metadata(&j);
+    check_entries(&j);
+    if (!j.dirty)
+        check_refcounts(&j, &ret_facts->leaks);
+    free(j.references);
+}
+
+/* ---- Contents ---- */
+
+static void read_file(const ImageFile *f, uint64_t offset, uint8_t *contents)
+{
+    uint64_t bytes = offset < f->size ? MIN(SECTOR, f->size - offset) : 0;
+
+    memset(contents, 0, SECTOR);
+    if (bytes)
+        memcpy(contents, f->data + offset, bytes);
+}
+
+bool image_sector(const Image *image, uint64_t sector, uint8_t *contents)
+{
+    uint64_t offset = sector * SECTOR, subs, entry, sub;
+    bool zero, stored;
+    Judge j;
+
+    read_head(&j, image);
+    entry = l2_entry(&j, offset / j.cluster, &subs);
+    if (entry & COMPRESSED)
+        return false;
+    sub = offset % j.cluster / (j.cluster / 32);
+    zero = j.extended ? subs >> 32 >> sub & 1 : entry & 1;
+    stored = (entry & OFFSET) || (image->has_data_file && (entry & COPIED));
+    if (j.extended)
+        stored = stored && (subs >> sub & 1);
+    if (zero)
+        memset(contents, 0, SECTOR);
+    else if (stored)
+        read_file(&image->data, (entry & OFFSET) + offset % j.cluster, contents);
+    else
+        read_file(&image->backing, offset, contents);
+    return true;
+}

@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the simulator does with an image. An operation tells the model what it is about to do, does it, and
+ * tells the outcome. A new one is a function and a line in operations[].
+ */
+#include "base/mem.h"
+#include "drivers/qcow2/test-sim.h"
+
+/* Whether an error has an excuse. */
+void expect(Sim *sim, const char *what, int r)
+{
+    if (mem_corruptions)
+        sim_fail("%s: the engine reports corruption", what);
+    if (r < 0 && mem_failures == sim->failures && !sim->crashed)
+        sim_fail("%s fails for no reason: %s", what, strerror(-r));
+    note(2, (uint64_t)(int64_t)r, test_steps);
+}
+
+typedef struct Range {
+    uint64_t offset, bytes;
+} Range;
+
+/* Often in the same few clusters. */
+static Range draw_range(const Sim *sim, uint64_t max, uint64_t align)
+{
+    uint64_t size = sim->model.size * SECTOR, hot = MIN(size, 8 * sim->shape.cluster);
+    uint64_t area = one_in(3) ? size : hot, offset = align_down(test_random(area), align);
+    uint64_t bytes = 1 + test_random(one_in(2) ? MIN(max, 2 * sim->shape.cluster) : max);
+
+    bytes = MIN(align_up(bytes, align), max);
+    return (Range){offset, MIN(bytes, size - offset)};
+}
+
+static uint64_t max_bytes(const Sim *sim)
+{
+    return MIN(sim->model.size * SECTOR, MAX(64 * KIB, 3 * sim->shape.cluster));
+}
+
+static uint64_t draw_align(void)
+{
+    return one_in(4) ? 1 : SECTOR;
+}
+
+/* Numbers that compress, noise that does not, zeroes. */
+static void draw_data(Sim *sim, uint64_t offset, uint64_t bytes, uint8_t *data)
+{
+    uint64_t kind = test_random(8), value = ++sim->next_value;
+
+    if (kind == 0) {
+        memset(data, 0, bytes);
+        return;
+    }
+    for (uint64_t i = 0; i < bytes; i++) {
+        uint64_t word = value << 32 | ((offset + i) / SECTOR + 1);
+
+        data[i] = kind == 1 ? (uint8_t)test_random(256) : (uint8_t)(word >> (offset + i) % 8 * 8);
+    }
+}
+
+static unsigned draw_flags(const Sim *sim)
+{
+    unsigned flags = test_random(100) < sim->shape.outlives ? REQ_OUTLIVES : 0;
+
+    return flags | (one_in(6) ? (unsigned)REQ_FUA : 0);
+}
+
+static void write_at(Sim *sim, Range range, unsigned flags)
+{
+    AUTO_FREE uint8_t *data = mem_zalloc(range.bytes);
+    struct iovec iov;
+    Change change;
+    int r;
+
+    draw_data(sim, range.offset, range.bytes, data);
+    if (!model_begin(&sim->model, range.offset, range.bytes, data, flags & REQ_OUTLIVES, &change)) {
+        test_pause();
+        return;
+    }
+    say("write %" PRIu64 "+%" PRIu64 " flags %x, %" PRIu64, range.offset, range.bytes, flags, change.start);
+    r = driver_qcow2.write(sim->node, range.offset, io_slice_of(&iov, data, range.bytes), flags);
+    say("  write %" PRIu64 ": %d", change.start, r);
+    model_end(&sim->model, &change, r == 0, r == 0 && (flags & REQ_FUA));
+    /* What is stored already cannot be compressed any more. */
+    if (!(flags & REQ_COMPRESSED) || r != -EIO)
+        expect(sim, "write", r);
+}
+
+static void op_write(Sim *sim)
+{
+    write_at(sim, draw_range(sim, max_bytes(sim), draw_align()), draw_flags(sim));
+}
+
+static void op_write_compressed(Sim *sim)
+{
+    uint64_t size = sim->model.size * SECTOR;
+    Range range = draw_range(sim, size, sim->shape.cluster);
+
+    if (sim->shape.data_file)
+        return;
+    range.bytes = MIN(range.bytes, 4 * sim->shape.cluster);
+    if (!is_aligned(range.bytes, sim->shape.cluster) && range.offset + range.bytes != size)
+        return;
+    write_at(sim, range, REQ_COMPRESSED);
+}
+
+static void op_read(Sim *sim)
+{
+    Range range = draw_range(sim, max_bytes(sim), draw_align());
+    AUTO_FREE uint8_t *data = mem_zalloc(range.bytes);
+    uint64_t began = model_begin_read(&sim->model);
+    struct iovec iov;
+    int r;
+
+    say("read %" PRIu64 "+%" PRIu64 ", %" PRIu64, range.offset, range.bytes, began);
+    r = driver_qcow2.read(sim->node, range.offset, io_slice_of(&iov, data, range.bytes));
+    say("  read %" PRIu64 ": %d", began, r);
+    model_end_read(&sim->model, began, range.offset, range.bytes, r < 0 || sim->crashed ? NULL : data);
+    expect(sim, "read", r);
+}
+
+static void op_write_zeroes(Sim *sim)
+{
+    Range range = draw_range(sim, max_bytes(sim), draw_align());
+    unsigned flags = draw_flags(sim) & REQ_OUTLIVES;
+    Change change;
+    int r;
+
+    flags |= (one_in(2) ? (unsigned)REQ_MAY_UNMAP : 0) | (one_in(8) ? (unsigned)REQ_NO_FALLBACK : 0);
+    if (sim->shape.v2)
+        return;
+    if (!model_begin(&sim->model, range.offset, range.bytes, NULL, flags & REQ_OUTLIVES, &change)) {
+        test_pause();
+        return;
+    }
+    say("zero %" PRIu64 "+%" PRIu64 " flags %x, %" PRIu64, range.offset, range.bytes, flags, change.start);
+    r = driver_qcow2.write_zeroes(sim->node, range.offset, range.bytes, flags);
+    say("  zero %" PRIu64 ": %d", change.start, r);
+    model_end(&sim->model, &change, r == 0, false);
+    if (!(flags & REQ_NO_FALLBACK) || r != -ENOTSUP)
+        expect(sim, "write_zeroes", r);
+}
+
+/* Whole clusters become zeroes, others stay as they are. */
+static void op_discard(Sim *sim)
+{
+    Range range = draw_range(sim, sim->model.size * SECTOR, draw_align());
+    uint64_t size = sim->model.size * SECTOR, cluster = sim->shape.cluster;
+    uint64_t end = range.offset + range.bytes, first = align_up(range.offset, cluster);
+    Change change;
+    int r;
+
+    end = end == size ? size : align_down(end, cluster);
+    if (first >= end || (sim->shape.v2 && sim->shape.backing))
+        return;
+    if (!model_begin(&sim->model, first, end - first, NULL, false, &change)) {
+        test_pause();
+        return;
+    }
+    say("discard %" PRIu64 "+%" PRIu64 ", %" PRIu64, range.offset, range.bytes, change.start);
+    r = driver_qcow2.discard(sim->node, range.offset, range.bytes);
+    say("  discard %" PRIu64 ": %d", change.start, r);
+    model_end(&sim->model, &change, r == 0, false);
+    expect(sim, "discard", r);
+}
+
+int flush(Sim *sim)
+{
+    uint64_t began = model_begin_flush(&sim->model);
+    int r;
+
+    say("flush, %" PRIu64, began);
+    r = driver_qcow2.flush(sim->node);
+    say("  flush %" PRIu64 ": %d", began, r);
+    if (r == 0)
+        model_end_flush(&sim->model, began);
+    expect(sim, "flush", r);
+    return r;
+}
+
+static void op_flush(Sim *sim)
+{
+    (void)flush(sim);
+}
+
+/* What is said to be zeroes must read as such. */
+static void op_status(Sim *sim)
+{
+    Range range = draw_range(sim, max_bytes(sim), SECTOR);
+    uint64_t began = model_begin_read(&sim->model);
+    AUTO_FREE uint8_t *zeroes = NULL;
+    BlockStatus status = {0};
+    int r = driver_qcow2.status(sim->node, range.offset, range.bytes, &status);
+    bool zero = r == 0 && !sim->crashed && (status.flags & BLOCK_STATUS_ZERO);
+
+    say("status %" PRIu64 "+%" PRIu64 ": %d, %" PRIu64 " flags %x", range.offset, range.bytes, r,
+        status.bytes, status.flags);
+    if (r == 0 && (!status.bytes || status.bytes > range.bytes))
+        sim_fail("status of %" PRIu64 " bytes of %" PRIu64, status.bytes, range.bytes);
+    zeroes = mem_zalloc(range.bytes);
+    model_end_read(&sim->model, began, range.offset, zero ? status.bytes : 0, zero ? zeroes : NULL);
+    expect(sim, "status", r);
+}
+
+/* What shows where nothing is mapped. */
+static uint64_t *hidden_values(const Sim *sim)
+{
+    uint64_t *hidden = mem_zalloc(sim->model.capacity * sizeof(*hidden));
+
+    for (uint64_t i = 0; i < MIN(sim->model.capacity, sim->shape.backing_sectors); i++)
+        hidden[i] = UINT64_C(1) << 32 | i;
+    return hidden;
+}
+
+static void op_resize(Sim *sim)
+{
+    AUTO_FREE uint64_t *hidden = hidden_values(sim);
+    uint64_t size = 1 + test_random(sim->model.capacity);
+    AUTO_ERROR Error err = ERROR_INIT;
+    int r;
+
+    /* That the size may be another one is over. */
+    if (sim->model.other_size != sim->model.size && flush(sim) < 0)
+        return;
+    if (!model_begin_resize(&sim->model, size, hidden))
+        return;
+    say("resize to %" PRIu64 " sectors", size);
+    r = driver_qcow2.resize(sim->node, size * SECTOR, false, PREALLOCATION_OFF, 0, &err);
+    say("  resize: %d", r);
+    if (!sim->crashed)
+        model_end_resize(&sim->model, r == 0);
+    expect(sim, "resize", r);
+}
+
+/* A disk that fails for a while. */
+static void op_faults(Sim *sim)
+{
+    if (!sim->shape.faults || sim->faults_end)
+        return;
+    mem_faults = (unsigned)ANY_OF(0, 20, 100, 500, 1000);
+    mem_read_faults = (unsigned)ANY_OF(0, 0, 20, 100, 1000);
+    mem_partial_faults = one_in(2);
+    if (one_in(3))
+        mem_limit = mem_file->size + test_random(16 * KIB);
+    sim->faults_end = test_steps + 1 + test_random(ANY_OF(3, 30, 200));
+    say("the disk fails: %u %u limit %" PRIu64, mem_faults, mem_read_faults, mem_limit);
+}
+
+void read_all(Sim *sim)
+{
+    uint64_t size = sim->model.size * SECTOR, piece = MIN(size, 64 * KIB);
+
+    for (uint64_t at = 0; at < size && !sim->crashed; at += piece) {
+        uint64_t bytes = MIN(piece, size - at), began = model_begin_read(&sim->model);
+        AUTO_FREE uint8_t *data = mem_zalloc(bytes);
+        struct iovec iov;
+        int r = driver_qcow2.read(sim->node, at, io_slice_of(&iov, data, bytes));
+
+        model_end_read(&sim->model, began, at, bytes, r < 0 || sim->crashed ? NULL : data);
+        expect(sim, "read", r);
+    }
+}
+
+static void op_reopen(Sim *sim)
+{
+    if (sim->over)
+        return;
+    close_image(sim);
+    if (!sim->crashed)
+        open_image(sim);
+}
+
+static const Operation operations[] = {
+    {"write", 40, false, op_write},
+    {"read", 20, false, op_read},
+    {"write_zeroes", 12, false, op_write_zeroes},
+    {"discard", 10, false, op_discard},
+    {"write_compressed", 8, false, op_write_compressed},
+    {"flush", 6, false, op_flush},
+    {"status", 3, false, op_status},
+    {"faults", 2, false, op_faults},
+    {"resize", 1, true, op_resize},
+    {"reopen", 1, true, op_reopen},
+};
+
+uint64_t operation_number(const Operation *op)
+{
+    return (uint64_t)(op - operations);
+}
+
+const Operation *draw_operation(void)
+{
+    unsigned total = 0, at;
+
+    for (size_t i = 0; i < ARRAY_SIZE(operations); i++)
+        total += operations[i].weight;
+    at = (unsigned)test_random(total);
+    for (const Operation *op = operations;; op++) {
+        if (at < op->weight)
+            return op;
+        at -= op->weight;
+    }
+}

@@ -1,0 +1,316 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The world of the simulator: images, their opening and closing, crashes and failures of the disk. See
+ * test-sim.h. */
+#include "base/mem.h"
+#include "drivers/qcow2/test-sim.h"
+
+#define MAX_STEPS 3000000 /* of the disk: a run that takes more will never end */
+
+/* ---- The image ---- */
+
+static BlockdevRef any_file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+
+uint64_t any_of(const uint64_t *choices, size_t count)
+{
+    return choices[test_random(count)];
+}
+
+bool one_in(uint64_t n)
+{
+    return test_random(n) == 0;
+}
+
+static uint64_t draw_cluster(bool extended)
+{
+    if (one_in(100))
+        return ANY_OF(256 * KIB, 512 * KIB, 2 * MIB);
+    if (extended)
+        return ANY_OF(16384, 16384, 32768, 65536);
+    return ANY_OF(512, 512, 512, 1024, 2048, 4096, 4096, 16384, 65536);
+}
+
+void draw_shape(Shape *s)
+{
+    *s = (Shape){.v2 = one_in(6), .backing = one_in(3), .faults = one_in(2), .crashes = !one_in(5)};
+    s->extended = !s->v2 && one_in(4);
+    s->data_file = !s->v2 && one_in(6);
+    s->raw = s->data_file && !s->backing && one_in(2);
+    s->lazy = !s->v2 && one_in(6);
+    s->zstd = !s->v2 && one_in(3);
+    s->cluster = draw_cluster(s->extended);
+    s->refcount_bits = s->v2 ? 16 : ANY_OF(1, 2, 4, 8, 16, 16, 32, 64, 64);
+    s->sectors = 1 + test_random(ANY_OF(16, 256, 512, 1024));
+    if (s->cluster == 512 && one_in(24)) { /* the refcount table grows */
+        s->sectors = 6000 + test_random(2000);
+        s->refcount_bits = s->v2 ? 16 : 64;
+    }
+    if (s->cluster > 64 * KIB)
+        s->sectors = 1 + test_random(4 * s->cluster / SECTOR);
+    s->preallocated = !s->backing && one_in(12);
+    s->backing_sectors = s->backing ? 1 + test_random(s->sectors + s->sectors / 4) : 0;
+    s->l2_cache = ANY_OF(0, 1, 1, 4096);
+    s->refcount_cache = ANY_OF(0, 1, 1, 4096);
+    s->slice = one_in(2) ? 512 : 0;
+    s->outlives = (unsigned)ANY_OF(0, 0, 50, 100);
+}
+
+static void set_options(const Shape *s)
+{
+    mem_options = (BlockdevOptionsQcow2){.data_file = s->data_file ? &any_file : NULL,
+        .has_l2_cache_size = s->l2_cache,
+        .l2_cache_size = (int64_t)s->l2_cache,
+        .has_refcount_cache_size = s->refcount_cache,
+        .refcount_cache_size = (int64_t)s->refcount_cache,
+        .has_l2_cache_entry_size = s->slice,
+        .l2_cache_entry_size = (int64_t)s->slice,
+        .has_cache_clean_interval = one_in(2),
+        .cache_clean_interval = 1,
+        .has_pass_discard_other = one_in(2),
+        .pass_discard_other = true,
+        .has_pass_discard_request = one_in(2),
+        .pass_discard_request = one_in(2),
+        .has_discard_no_unref = !s->v2 && one_in(4),
+        .discard_no_unref = true};
+}
+
+static void make_backing(Sim *sim)
+{
+    const Shape *s = &sim->shape;
+    AUTO_FREE uint8_t *data = mem_zalloc(s->backing_sectors * SECTOR);
+
+    for (uint64_t i = 0; i < s->backing_sectors; i++) {
+        if (i < sim->model.capacity)
+            model_set_initial(&sim->model, i, UINT64_C(1) << 32 | i);
+        model_fill(&sim->model, UINT64_C(1) << 32 | i, data + i * SECTOR);
+    }
+    mem_backing = mem_file_new(data, s->backing_sectors * SECTOR, false);
+}
+
+static void make_image(const Shape *s)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    BlockdevCreateOptions options = {
+        .u.qcow2 = {.file = &any_file,
+            .data_file = s->data_file ? &any_file : NULL,
+            .has_data_file_raw = s->raw,
+            .data_file_raw = s->raw,
+            .backing_file = s->backing ? (char *)"backing" : NULL,
+            .size = s->sectors * SECTOR,
+            .has_version = true,
+            .version = s->v2 ? BLOCKDEV_QCOW2_VERSION_V2 : BLOCKDEV_QCOW2_VERSION_V3,
+            .has_cluster_size = true,
+            .cluster_size = s->cluster,
+            .has_refcount_bits = true,
+            .refcount_bits = (int64_t)s->refcount_bits,
+            .has_lazy_refcounts = s->lazy,
+            .lazy_refcounts = s->lazy,
+            .has_preallocation = s->preallocated,
+            .preallocation = PREALLOC_MODE_METADATA,
+            .has_compression_type = s->zstd,
+            .compression_type = QCOW2_COMPRESSION_TYPE_ZSTD,
+            .has_extended_l2 = s->extended,
+            .extended_l2 = s->extended}};
+
+    mem_file = mem_file_new(NULL, 0, false);
+    if (driver_qcow2.create(&options, &err) < 0)
+        sim_fail("the image cannot be made: %s", err.message);
+}
+
+void make_files(Sim *sim)
+{
+    MemFile *made;
+
+    mem_yields = false;
+    make_backing(sim);
+    make_image(&sim->shape);
+    made = mem_file;
+    mem_file = mem_file_new(made->data, made->size, true);
+    mem_file_free(made);
+    mem_data_file = sim->shape.data_file ? mem_file_new(NULL, 0, true) : NULL;
+    mem_yields = true;
+}
+
+static Image image_of(const Sim *sim, const MemFile *file, const MemFile *data)
+{
+    Image image = {.file = {file->data, file->size}, .has_data_file = sim->shape.data_file};
+
+    image.data = data ? (ImageFile){data->data, data->size} : image.file;
+    if (mem_backing)
+        image.backing = (ImageFile){mem_backing->data, mem_backing->size};
+    return image;
+}
+
+/* ---- Crashes, failures ---- */
+
+void end_faults(Sim *sim)
+{
+    sim->faults_end = 0;
+    mem_faults = mem_read_faults = 0;
+    mem_limit = UINT64_C(1) << 30;
+}
+
+/* What would be found if it all ended now. Returns the size of the disk. */
+static uint64_t judge_crash(Sim *sim, const MemFile *file, const MemFile *data, bool power)
+{
+    Image image = image_of(sim, file, data);
+    const Model *m = &sim->model;
+    uint8_t contents[SECTOR];
+    ImageFacts facts;
+    uint64_t size;
+
+    image_check(&image, false, &facts);
+    size = facts.disk_size / SECTOR;
+    if (size != m->size && size != m->other_size)
+        sim_fail("after a crash the disk has %" PRIu64 " sectors, not %" PRIu64 " or %" PRIu64, size, m->size,
+            m->other_size);
+    for (uint64_t i = 0; i < size; i++)
+        if (image_sector(&image, i, contents) && !model_survives(m, i, contents, power))
+            sim_fail("after %s sector %" PRIu64 " holds %016" PRIx64 ", which may not be:%s",
+                power ? "a power cut" : "the end of the process", i, get_be64(contents),
+                model_describe(m, i));
+    return size;
+}
+
+static MemFile *take_file(const MemFile *file, bool power)
+{
+    MemFile *copy, *found;
+
+    if (!file)
+        return NULL;
+    copy = power ? mem_file_cut(file) : mem_file_new(file->data, file->size, false);
+    if (!power)
+        return copy;
+    found = mem_file_new(copy->data, copy->size, true);
+    mem_file_free(copy);
+    return found;
+}
+
+static void look_at_crash(Sim *sim, bool power)
+{
+    MemFile *file = take_file(mem_file, power), *data = take_file(mem_data_file, power);
+
+    (void)judge_crash(sim, file, data, power);
+    mem_file_free(file);
+    mem_file_free(data);
+}
+
+/* What has reached the file is the kernel's, whether it was answered or not. */
+static void leave_to_kernel(MemFile *file)
+{
+    for (size_t i = 0; file && i < file->write_count; i++)
+        file->writes[i].completed = true;
+}
+
+/* From now on the disk answers nobody; what is left of the engine unwinds. */
+static void crash(Sim *sim)
+{
+    uint64_t size;
+
+    sim->power = !one_in(3);
+    say("%s", sim->power ? "POWER CUT" : "KILLED");
+    if (sim->power) {
+        sim->left_file = take_file(mem_file, true);
+        sim->left_data = take_file(mem_data_file, true);
+        size = judge_crash(sim, sim->left_file, sim->left_data, true);
+        model_power_cut(&sim->model, size);
+    } else {
+        size = judge_crash(sim, mem_file, mem_data_file, false);
+        model_killed(&sim->model, size);
+        leave_to_kernel(mem_file);
+        leave_to_kernel(mem_data_file);
+    }
+    note(1, size, sim->power);
+    sim->crashed = sim->over = mem_dead = true;
+}
+
+void simulate_step(Sim *sim)
+{
+    if (test_steps > MAX_STEPS)
+        sim_fail("this does not come to an end");
+    if (sim->faults_end && test_steps >= sim->faults_end) {
+        say("the disk has recovered");
+        end_faults(sim);
+    }
+    if (!sim->node || sim->crashed)
+        return;
+    if (test_steps == sim->crash_step)
+        crash(sim);
+    else if (sim->shape.crashes && sim->shape.cluster <= 64 * KIB && sim->model.capacity < 3000 && one_in(60))
+        look_at_crash(sim, one_in(2));
+}
+
+/* The host, or the daemon, is started again. */
+void recover(Sim *sim)
+{
+    if (sim->node)
+        test_close(TAKE(sim->node));
+    end_faults(sim);
+    mem_dead = false;
+    sim->crashed = false;
+    sim->blemished = true;
+    if (!sim->power)
+        return;
+    mem_file_free(mem_file);
+    mem_file_free(mem_data_file);
+    mem_file = TAKE(sim->left_file);
+    mem_data_file = TAKE(sim->left_data);
+}
+
+/* ---- Opening and closing ---- */
+
+void open_image(Sim *sim)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+
+    end_faults(sim);
+    set_options(&sim->shape);
+    sim->failures = mem_failures;
+    sim->node = test_open(false, &err);
+    if (!sim->node && !sim->crashed)
+        sim_fail("the image cannot be opened: %s", err.message);
+    if (sim->node && sim->node->size != sim->model.size * SECTOR)
+        sim_fail("the disk has %" PRIu64 " bytes, not %" PRIu64, (uint64_t)sim->node->size,
+            sim->model.size * SECTOR);
+    if (!one_in(4))
+        read_all(sim);
+}
+
+/* Everything is in the file, and nothing but that. */
+static void judge_closed(Sim *sim)
+{
+    Image image = image_of(sim, mem_file, mem_data_file);
+    uint8_t contents[SECTOR];
+    ImageFacts facts;
+
+    image_check(&image, !sim->blemished, &facts);
+    note(3, facts.leaks, mem_file->size);
+    for (uint64_t i = 0; i < sim->model.size; i++)
+        if (image_sector(&image, i, contents) && !model_survives(&sim->model, i, contents, true))
+            sim_fail("closed, sector %" PRIu64 " holds %016" PRIx64 ":%s", i, get_be64(contents),
+                model_describe(&sim->model, i));
+}
+
+/* Without failures, closing loses nothing; nor after a flush. */
+void close_image(Sim *sim)
+{
+    bool sure = mem_failures == sim->failures;
+    uint64_t failures;
+
+    if (one_in(2))
+        end_faults(sim);
+    if (!sure)
+        sure = flush(sim) == 0;
+    failures = mem_failures;
+    test_close(TAKE(sim->node));
+    if (sim->crashed)
+        return;
+    sure &= mem_failures == failures;
+    sim->blemished |= mem_failures != sim->failures;
+    say("closed, %s", sure ? "cleanly" : "after failures");
+    if (sure) {
+        model_closed(&sim->model);
+        judge_closed(sim);
+    } else {
+        model_killed(&sim->model, judge_crash(sim, mem_file, mem_data_file, false));
+    }
+}
