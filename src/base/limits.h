@@ -15,6 +15,12 @@
 #define LIMIT_DIRTY_BITMAP_BYTES (1 * GIB)
 /* Largest alignment that a device may ask requests to have. */
 #define LIMIT_REQUEST_ALIGNMENT (64 * MIB)
+/* Memory that the check of an image may take for counting, and bytes of its snapshots' L1 tables in all. */
+#define LIMIT_CHECK_BYTES (1 * GIB)
+#define LIMIT_CHECK_L1_BYTES (16 * GIB)
+/* Extra data of an entry of the snapshot table, and the table (the reference's limits). */
+#define LIMIT_SNAPSHOT_EXTRA_BYTES 1024
+#define LIMIT_SNAPSHOT_TABLE_BYTES (64 * MIB)
 /* Depth of a chain of backing files. */
 #define LIMIT_CHAIN_DEPTH 200
 /* Options of one NBD client before it must choose an export, and the length of one option's data that is

@@ -75,6 +75,7 @@ bool node_has_root_edge(const Node *node);
 typedef struct Inherited {
     Node *parent;
     unsigned roles;
+    bool for_check;
 } Inherited;
 
 int node_open_inherited(

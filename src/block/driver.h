@@ -30,6 +30,21 @@ typedef enum DriverFlags {
     DRIVER_READ_ANY_LOOP = 1 << 5, /* read() alone may be */
 } DriverFlags;
 
+/* What a check may correct; a set. */
+typedef enum CheckFix {
+    CHECK_FIX_LEAKS = 1 << 0,
+    CHECK_FIX_ERRORS = 1 << 1,
+} CheckFix;
+
+/* What a check has found, and is left after what it has corrected. */
+typedef struct CheckResult {
+    uint64_t leaks, corruptions; /* space lost; data in danger */
+    uint64_t leaks_fixed, corruptions_fixed;
+    uint64_t check_errors;     /* what could not be looked at */
+    uint64_t image_end_offset; /* bytes; 0: not known */
+    uint64_t total_clusters, allocated_clusters, fragmented_clusters, compressed_clusters; /* of the disk */
+} CheckResult;
+
 /* Set by open() and again by refresh; the graph fills defaults from the children before open() returns. */
 typedef struct NodeLimits {
     uint32_t request_alignment; /* power of two; offsets and lengths are multiples of it. Default 1 */
@@ -55,6 +70,7 @@ struct Node {
 
     /* Options common to all nodes, as they are in force. */
     bool read_only, auto_read_only, force_share, direct, no_flush, discard_unmap, active;
+    bool for_check;     /* only to be checked: as it is, even if damaged, and without backing file */
     int detect_zeroes; /* BlockdevDetectZeroesOptions */
 
     char *filename;                          /* of a protocol node; or of the image, for messages. Owned */
@@ -112,6 +128,8 @@ struct Driver {
     int64_t (*allocated_size)(Node *node);
     /* Format-specific members of ImageInfo; caller frees. */
     int (*info)(Node *node, ImageInfo *info, Error *err);
+    /* Looks for inconsistencies of the image, and corrects what fix (CheckFix) says. Requests are drained. */
+    int (*check)(Node *node, unsigned fix, CheckResult *ret_result, Error *err);
     BlockStatsSpecific *(*stats)(Node *node);
     /* Lists option names that change what is shown, so that filename reporting must use json:{}. May be NULL.
      */

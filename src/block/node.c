@@ -218,6 +218,7 @@ static void set_common_options(Node *node, const BlockdevOptions *o, const Inher
     node->discard_unmap = o->has_discard ? o->discard == BLOCKDEV_DISCARD_OPTIONS_UNMAP : parent && !backing;
     node->detect_zeroes = o->has_detect_zeroes ? (int)o->detect_zeroes : BLOCKDEV_DETECT_ZEROES_OPTIONS_OFF;
     node->active = !o->has_active || o->active;
+    node->for_check = from->for_check;
 }
 
 static int check_common_options(const Node *node, Error *err)

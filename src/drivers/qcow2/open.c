@@ -473,24 +473,32 @@ static int clear_autoclear(Qcow2 *q, Error *err)
     return 0;
 }
 
+static int repair_dirty(Qcow2 *q, Error *err)
+{
+    CheckResult result;
+    int r = check_run(q, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS, &result, err);
+
+    if (r < 0)
+        return err_prefix(err, r, "Could not repair dirty image");
+    if (result.check_errors || result.corruptions)
+        return err_set(err, -EIO,
+            "Could not repair dirty image: %" PRIu64 " errors are left; run a check of the image",
+            result.check_errors + result.corruptions);
+    return 0;
+}
+
 static int start_writing(Qcow2 *q, Error *err)
 {
     int r;
 
-    if (q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT)
+    if ((q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT) && !q->node->for_check)
         return err_set(err, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
     r = image_prepare_writes(q, err);
-    if (r == 0)
-        r = clear_autoclear(q, err);
-    if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY)) {
-        r = image_rebuild_refcounts(q, err);
-        if (r == 0) {
-            q->header.incompatible &= ~(uint64_t)QCOW2_INCOMPATIBLE_DIRTY;
-            r = write_header64(q, QCOW2_AT_INCOMPATIBLE, q->header.incompatible);
-            if (r < 0)
-                err_set_errno(err, r, "Could not update qcow2 header");
-        }
-    }
+    if (r < 0 || q->node->for_check)
+        return r;
+    r = clear_autoclear(q, err);
+    if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY))
+        r = repair_dirty(q, err);
     return r;
 }
 
@@ -524,14 +532,14 @@ static int open_steps(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
         r = open_data_file(q, o, err);
     if (r == 0)
         r = load_l1(q, err);
-    if (r == 0 && q->header.snapshots)
+    if (r == 0 && q->header.snapshots && !q->node->for_check)
         r = image_check_snapshots(q, err);
     if (r < 0)
         return r;
     set_node(q);
     if (!q->node->read_only)
         r = start_writing(q, err);
-    return r == 0 ? open_backing(q, o, err) : r;
+    return r == 0 && !q->node->for_check ? open_backing(q, o, err) : r;
 }
 
 int image_open(Node *node, const BlockdevOptions *options, Error *err)

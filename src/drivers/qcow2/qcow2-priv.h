@@ -260,6 +260,7 @@ struct Qcow2 {
     bool corrupt;                          /* fatal: all further requests are refused */
     bool preallocated, preallocated_known; /* see status.c */
     bool reported;                         /* corruption: later events are suppressed */
+    bool checking;                         /* a check runs: nobody else may change anything */
     bool pass_discard_request, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;
@@ -330,7 +331,13 @@ int image_prepare_writes(Qcow2 *q, Error *err) MUST_CHECK;
 /* The refcount table, if it is not in memory yet. */
 int image_load_reftable(Qcow2 *q) MUST_CHECK;
 int image_create(const BlockdevCreateOptions *options, Error *err) MUST_CHECK;
-int image_rebuild_refcounts(Qcow2 *q, Error *err) MUST_CHECK;
+/* Replaces the incompatible feature bits, durably. */
+int image_write_incompatible(Qcow2 *q, uint64_t bits) MUST_CHECK;
+/* check.c: compares refcounts and references, and corrects what fix (CheckFix) says. Nothing else uses the
+ * image, and nothing in memory waits for being written. */
+int check_run(Qcow2 *q, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;
+/* The same for a node in use that is drained. */
+int check_run_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;
 /* Walks the snapshot table. */
 int image_check_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
 

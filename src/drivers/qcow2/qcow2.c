@@ -63,16 +63,26 @@ void image_refuse(Qcow2 *q)
     away_forget(q); /* reads on other loops come home and are told */
 }
 
-static void mark_corrupt(Qcow2 *q)
+int image_write_incompatible(Qcow2 *q, uint64_t bits)
 {
     uint8_t bytes[8];
+    int r;
 
+    put_be64(bytes, bits);
+    r = edge_pwrite(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes), 0);
+    if (r == 0)
+        r = edge_flush(q->file);
+    if (r == 0)
+        q->header.incompatible = bits;
+    return r;
+}
+
+static void mark_corrupt(Qcow2 *q)
+{
     image_refuse(q);
     if (q->header.version < 3 || (q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT))
         return;
-    q->header.incompatible |= QCOW2_INCOMPATIBLE_CORRUPT;
-    put_be64(bytes, q->header.incompatible);
-    if (edge_pwrite(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes), REQ_FUA) < 0)
+    if (image_write_incompatible(q, q->header.incompatible | QCOW2_INCOMPATIBLE_CORRUPT) < 0)
         log_warn("qcow2: node '%s' could not be marked corrupt", q->node->name);
 }
 
@@ -171,6 +181,7 @@ const Driver driver_qcow2 = {
     .status = image_status,
     .resize = image_resize,
     .info = image_info,
+    .check = check_run_node,
     .create = image_create,
     .amend = image_amend,
     .probe = image_probe,

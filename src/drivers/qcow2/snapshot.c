@@ -4,8 +4,8 @@
 #include "drivers/qcow2/qcow2-priv.h"
 
 #define SNAPSHOT_BYTES 40
-#define MAX_EXTRA_BYTES 1024
-#define MAX_TABLE_BYTES (64 * MIB) /* 1024 for each of the 65536 that there may be */
+#define MAX_EXTRA_BYTES LIMIT_SNAPSHOT_EXTRA_BYTES
+#define MAX_TABLE_BYTES LIMIT_SNAPSHOT_TABLE_BYTES
 
 int image_check_snapshots(Qcow2 *q, Error *err)
 {

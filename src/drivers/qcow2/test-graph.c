@@ -31,7 +31,7 @@ struct NodePrivate {
 MemFile *mem_file, *mem_data_file, *mem_backing;
 BlockdevOptionsQcow2 mem_options;
 uint64_t mem_limit = UINT64_C(1) << 30;
-bool mem_yields = true, mem_partial_faults, mem_dead;
+bool mem_yields = true, mem_for_check, mem_partial_faults, mem_dead;
 unsigned mem_corruptions, mem_faults, mem_read_faults;
 uint64_t mem_failures;
 static __thread uint64_t random_state = 1;
@@ -520,6 +520,7 @@ Node *test_open(bool read_only, Error *err)
     node->home = loop_current();
     node->private = mem_new(struct NodePrivate);
     node->read_only = read_only;
+    node->for_check = mem_for_check;
     node->discard_unmap = true;
     if (driver_qcow2.open(node, &options, err) < 0) {
         test_close(node);

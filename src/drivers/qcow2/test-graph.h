@@ -47,6 +47,8 @@ extern bool mem_dead;
 extern uint64_t mem_failures;
 /* False: requests do not yield. */
 extern bool mem_yields;
+/* The next image is opened to be checked only. */
+extern bool mem_for_check;
 /* Corruptions that were reported. */
 extern unsigned mem_corruptions;
 
