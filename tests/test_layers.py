@@ -20,6 +20,7 @@ FLOORS = {
     'pr': {'co', 'loop', 'proto', 'pr-device', 'pr-client', 'schema'},
     'pr-helper': {'proto', 'pr-device'},
     'pr-tool': {'proto', 'pr-client'},
+    'ctl': {'schema'},
     'block': {'co', 'loop', 'proto', 'schema'},
     'drivers': {'co', 'loop', 'net', 'proto', 'crypto', 'pr', 'block', 'schema'},
     'exports': {'co', 'loop', 'net', 'proto', 'crypto', 'block', 'virtio', 'schema'},
