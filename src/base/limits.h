@@ -33,8 +33,12 @@
  * payload. A single request of LIMIT_REQUEST_BYTES always passes. */
 #define LIMIT_NBD_REQUESTS 128
 #define LIMIT_NBD_REQUEST_BYTES (64 * MIB)
-/* Extents in one NBD block status reply; the client asks again for the rest. */
+/* Extents in one NBD block status reply: of one context, and of all together; the client asks again for the rest. */
 #define LIMIT_NBD_EXTENTS 8192
+#define LIMIT_NBD_STATUS_EXTENTS (2 * LIMIT_NBD_EXTENTS)
+/* Dirty bitmaps that clients of one NBD export may ask for; with base:allocation and qemu:allocation-depth they fill a
+ * mask of 64 bits. */
+#define LIMIT_NBD_BITMAPS 62
 /* Pieces in the reply to one NBD read of a sparse range; the rest is sent as data. */
 #define LIMIT_NBD_READ_CHUNKS 128
 /* Idle payload buffers that one loop keeps. */

@@ -176,6 +176,18 @@ DirtyBitmap *dirty_bitmap_find(const Node *node, const char *name)
     return NULL;
 }
 
+DirtyBitmap *dirty_bitmap_find_in_chain(const Node *node, const char *name)
+{
+    DirtyBitmap *found = NULL;
+
+    while (node && !(found = dirty_bitmap_find(node, name))) {
+        const Edge *below = node->driver->flags & DRIVER_FILTER ? node->file : node->backing;
+
+        node = below ? below->node : NULL;
+    }
+    return found;
+}
+
 DirtyBitmap *dirty_bitmap_next(const Node *node, const DirtyBitmap *after)
 {
     const List *link = after ? after->link.next : node->private->bitmaps.next;

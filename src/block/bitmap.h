@@ -33,6 +33,8 @@ int dirty_bitmap_new(
 /* Whoever uses it must have let go before. NULL is fine. */
 void dirty_bitmap_free(DirtyBitmap *bitmap);
 DirtyBitmap *dirty_bitmap_find(const Node *node, const char *name);
+/* Of node or the nearest one below whose data show through it: through filters and backing files. */
+DirtyBitmap *dirty_bitmap_find_in_chain(const Node *node, const char *name);
 /* Walks over the bitmaps of a node, newest first, anonymous ones among them; after NULL: the first. NULL at
  * the end. */
 DirtyBitmap *dirty_bitmap_next(const Node *node, const DirtyBitmap *after);

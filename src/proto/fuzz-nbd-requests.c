@@ -48,7 +48,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
     NbdRequestRules rules = {
         .mode = data[0] % 3,
         .read_only = data[0] & 4,
-        .contexts = data[0] >> 3 & 3,
+        .contexts = data[0] >> 3 & 7,
         .size = 1 << 20,
         .max_bytes = data[0] & 0x80 ? 4096 : 32 << 20,
     };

@@ -8,14 +8,16 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-static const char *const context_names[NBD_CONTEXT__COUNT] = {
+#define BITMAP_NAMESPACE "qemu:dirty-bitmap:"
+
+static const char *const context_names[NBD_CONTEXT_BITMAPS] = {
     [NBD_CONTEXT_ALLOCATION] = "base:allocation",
     [NBD_CONTEXT_DEPTH] = "qemu:allocation-depth",
 };
 
-const char *nbd_context_name(NbdContext context)
+const char *nbd_context_name(unsigned context)
 {
-    return context_names[context];
+    return context < NBD_CONTEXT_BITMAPS ? context_names[context] : BITMAP_NAMESPACE;
 }
 
 const char *nbd_option_name(uint32_t option)
@@ -185,7 +187,7 @@ static bool string_is(NbdString string, const char *text)
     return string.bytes == strlen(text) && memcmp(string.text, text, string.bytes) == 0;
 }
 
-/* True for "base:" and the like: a namespace that the context's name starts with. */
+/* "base:" and the like: a namespace that the context's name starts with. */
 static bool string_is_namespace_of(NbdString string, const char *name)
 {
     size_t bytes = (size_t)(strchr(name, ':') - name) + 1;
@@ -193,19 +195,45 @@ static bool string_is_namespace_of(NbdString string, const char *name)
     return string.bytes == bytes && memcmp(string.text, name, bytes) == 0;
 }
 
-static void match_query(NbdString query, NbdMetaOption *meta)
+static NbdContexts match_bitmaps(NbdString query, const NbdBitmapNames *bitmaps, bool wildcards)
 {
-    for (unsigned i = 0; i < NBD_CONTEXT__COUNT; i++) {
-        if (string_is(query, context_names[i]))
-            meta->exact |= 1u << i;
-        else if (string_is_namespace_of(query, context_names[i]))
-            meta->listed |= 1u << i;
-    }
+    const size_t prefix = strlen(BITMAP_NAMESPACE);
+
+    if (wildcards && (string_is(query, "qemu:") || string_is(query, BITMAP_NAMESPACE)))
+        return (NBD_CONTEXT_BIT(bitmaps->count) - 1) << NBD_CONTEXT_BITMAPS;
+    if (query.bytes < prefix || memcmp(query.text, BITMAP_NAMESPACE, prefix) != 0)
+        return 0;
+    query.text += prefix;
+    query.bytes -= (uint32_t)prefix;
+    for (unsigned i = 0; i < bitmaps->count; i++)
+        if (string_is(query, bitmaps->names[i]))
+            return NBD_CONTEXT_BIT(NBD_CONTEXT_BITMAPS + i);
+    return 0;
+}
+
+static NbdContexts match_query(NbdString query, const NbdBitmapNames *bitmaps, bool wildcards)
+{
+    NbdContexts found = match_bitmaps(query, bitmaps, wildcards);
+
+    for (unsigned i = 0; i < NBD_CONTEXT_BITMAPS; i++)
+        if (string_is(query, context_names[i]) ||
+            (wildcards && string_is_namespace_of(query, context_names[i])))
+            found |= NBD_CONTEXT_BIT(i);
+    return found;
+}
+
+/* A query may have any length: it is skipped if it is none that is known. */
+static bool read_query(Reader *reader, NbdString *ret_query)
+{
+    uint32_t length;
+
+    return read_u32(reader, &length) && read_bytes(reader, length, ret_query);
 }
 
 NbdParse nbd_meta_option_decode(const uint8_t *data, size_t bytes, NbdMetaOption *ret_meta)
 {
     Reader reader = {data, bytes};
+    NbdString query;
     NbdParse parse;
 
     *ret_meta = (NbdMetaOption){0};
@@ -214,17 +242,23 @@ NbdParse nbd_meta_option_decode(const uint8_t *data, size_t bytes, NbdMetaOption
         return parse;
     if (!read_u32(&reader, &ret_meta->queries))
         return NBD_PARSE_SHORT;
-    for (uint32_t i = 0; i < ret_meta->queries; i++) {
-        NbdString query;
-        uint32_t length;
-
-        /* A query of any length is skipped if it is none that is known. */
-        if (!read_u32(&reader, &length) || !read_bytes(&reader, length, &query))
+    ret_meta->query_data = reader.data;
+    ret_meta->query_bytes = reader.bytes;
+    for (uint32_t i = 0; i < ret_meta->queries; i++)
+        if (!read_query(&reader, &query))
             return NBD_PARSE_SHORT;
-        match_query(query, ret_meta);
-    }
-    ret_meta->listed |= ret_meta->exact;
     return reader.bytes ? NBD_PARSE_TRAILING : NBD_PARSE_OK;
+}
+
+NbdContexts nbd_meta_option_match(const NbdMetaOption *meta, const NbdBitmapNames *bitmaps, bool wildcards)
+{
+    Reader reader = {meta->query_data, meta->query_bytes};
+    NbdContexts found = 0;
+    NbdString query;
+
+    while (read_query(&reader, &query))
+        found |= match_query(query, bitmaps, wildcards);
+    return found;
 }
 
 /* ---- Requests ---- */
@@ -266,7 +300,7 @@ bool nbd_request_too_long(
 }
 
 void nbd_status_payload_decode(
-    const uint8_t *data, size_t bytes, unsigned negotiated, NbdStatusPayload *ret_payload)
+    const uint8_t *data, size_t bytes, NbdContexts negotiated, NbdStatusPayload *ret_payload)
 {
     *ret_payload = (NbdStatusPayload){0};
     if (bytes < 8 || (bytes - 8) % 4 || (bytes - 8) / 4 > NBD_CONTEXT__COUNT)
@@ -274,11 +308,11 @@ void nbd_status_payload_decode(
     for (size_t at = 8; at < bytes; at += 4) {
         uint32_t id = get_be32(data + at);
 
-        if (id >= NBD_CONTEXT__COUNT || !(negotiated & 1u << id) || (ret_payload->contexts & 1u << id)) {
+        if (id >= NBD_CONTEXT__COUNT || !(negotiated & ~ret_payload->contexts & NBD_CONTEXT_BIT(id))) {
             ret_payload->contexts = 0;
             return;
         }
-        ret_payload->contexts |= 1u << id;
+        ret_payload->contexts |= NBD_CONTEXT_BIT(id);
     }
     ret_payload->valid = true;
     ret_payload->bytes = get_be64(data);

@@ -8,7 +8,9 @@
  */
 #pragma once
 
-#include "base/macros.h"
+#include "base/limits.h"
+
+#include <assert.h>
 
 #define NBD_MAGIC UINT64_C(0x4e42444d41474943)        /* "NBDMAGIC" */
 #define NBD_OPTION_MAGIC UINT64_C(0x49484156454f5054) /* "IHAVEOPT" */
@@ -142,6 +144,7 @@ enum {
 enum {
     NBD_STATE_HOLE = 1 << 0,
     NBD_STATE_ZERO = 1 << 1,
+    NBD_STATE_DIRTY = 1 << 0, /* of a dirty bitmap */
 };
 
 /* What the two sides have agreed on for replies. */
@@ -155,10 +158,22 @@ typedef enum NbdMode {
 typedef enum NbdContext {
     NBD_CONTEXT_ALLOCATION,
     NBD_CONTEXT_DEPTH,
-    NBD_CONTEXT__COUNT,
+    NBD_CONTEXT_BITMAPS, /* the first of the export's dirty bitmaps */
+    NBD_CONTEXT__COUNT = NBD_CONTEXT_BITMAPS + LIMIT_NBD_BITMAPS,
 } NbdContext;
 
-const char *nbd_context_name(NbdContext context);
+typedef uint64_t NbdContexts;
+#define NBD_CONTEXT_BIT(context) (UINT64_C(1) << (context))
+static_assert(NBD_CONTEXT__COUNT <= 64, "a mask has a bit for each context");
+
+/* Names of an export's dirty bitmaps, which are the names of its contexts behind "qemu:dirty-bitmap:". */
+typedef struct NbdBitmapNames {
+    const char *const *names;
+    unsigned count;
+} NbdBitmapNames;
+
+/* Of a dirty bitmap's context: what comes before the bitmap's name. */
+const char *nbd_context_name(unsigned context);
 const char *nbd_option_name(uint32_t option);
 const char *nbd_command_name(uint16_t command);
 /* The error value for a negative errno, 0 for 0. */
@@ -201,11 +216,14 @@ NbdParse nbd_info_option_decode(const uint8_t *data, size_t bytes, NbdInfoOption
 typedef struct NbdMetaOption {
     NbdString name;
     uint32_t queries; /* 0 in a LIST: all */
-    unsigned exact;   /* contexts that a query names */
-    unsigned listed;  /* contexts that a query names or matches as a wildcard */
+    const uint8_t *query_data;
+    size_t query_bytes;
 } NbdMetaOption;
 
 NbdParse nbd_meta_option_decode(const uint8_t *data, size_t bytes, NbdMetaOption *ret_meta);
+/* The contexts that a query names or, with wildcards ("base:", "qemu:", "qemu:dirty-bitmap:"), matches. */
+NbdContexts nbd_meta_option_match(
+    const NbdMetaOption *meta, const NbdBitmapNames *bitmaps, bool wildcards) MUST_CHECK;
 
 /* ---- Requests ---- */
 
@@ -237,20 +255,20 @@ uint64_t nbd_request_payload_bytes(const NbdRequest *request, NbdMode mode);
 typedef struct NbdRequestRules {
     NbdMode mode;
     bool read_only;
-    unsigned contexts;  /* negotiated */
-    uint64_t size;      /* of the export */
-    uint64_t max_bytes; /* of a read, write, cache request and of a payload that is skipped */
+    NbdContexts contexts; /* negotiated */
+    uint64_t size;        /* of the export */
+    uint64_t max_bytes;   /* of a read, write, cache request and of a payload that is skipped */
 } NbdRequestRules;
 
 /* Contexts and range of a block status request with payload; request->bytes becomes the range's length. */
 typedef struct NbdStatusPayload {
     bool valid;
-    unsigned contexts; /* to report, a subset of the negotiated ones */
+    NbdContexts contexts; /* to report, a subset of the negotiated ones */
     uint64_t bytes;
 } NbdStatusPayload;
 
 void nbd_status_payload_decode(
-    const uint8_t *data, size_t bytes, unsigned negotiated, NbdStatusPayload *ret_payload);
+    const uint8_t *data, size_t bytes, NbdContexts negotiated, NbdStatusPayload *ret_payload);
 
 /*
  * Checks a request that was received completely (the payload of a block status request has been put into

@@ -139,6 +139,7 @@ static void add_query(uint8_t *data, size_t *at, const char *query)
 
 static void test_meta_option(void **state)
 {
+    static const NbdBitmapNames no_bitmaps = {0};
     uint8_t data[128] = {0};
     NbdMetaOption meta;
     size_t at = 0;
@@ -151,13 +152,48 @@ static void test_meta_option(void **state)
     add_query(data, &at, "base:allocations");
     assert_int_equal(nbd_meta_option_decode(data, at, &meta), NBD_PARSE_OK);
     assert_int_equal(meta.queries, 3);
-    assert_int_equal(meta.exact, 1 << NBD_CONTEXT_ALLOCATION);
-    assert_int_equal(meta.listed, 1 << NBD_CONTEXT_ALLOCATION | 1 << NBD_CONTEXT_DEPTH);
+    assert_int_equal(nbd_meta_option_match(&meta, &no_bitmaps, false), 1 << NBD_CONTEXT_ALLOCATION);
+    assert_int_equal(nbd_meta_option_match(&meta, &no_bitmaps, true),
+        1 << NBD_CONTEXT_ALLOCATION | 1 << NBD_CONTEXT_DEPTH);
     for (size_t i = 0; i < at; i++)
         assert_int_equal(nbd_meta_option_decode(data, i, &meta), NBD_PARSE_SHORT);
     assert_int_equal(nbd_meta_option_decode(data, at + 1, &meta), NBD_PARSE_TRAILING);
     put_be32(data + 6, UINT32_MAX); /* more queries than there are bytes */
     assert_int_equal(nbd_meta_option_decode(data, at, &meta), NBD_PARSE_SHORT);
+}
+
+/* What one query means for an export with the bitmaps a and all 61 others. */
+static NbdContexts match(const char *query, bool wildcards)
+{
+    static const char *names[LIMIT_NBD_BITMAPS];
+    const NbdBitmapNames bitmaps = {.names = names, .count = ARRAY_SIZE(names)};
+    uint8_t data[128] = {0};
+    NbdMetaOption meta;
+    size_t at = 0;
+
+    for (unsigned i = 0; i < ARRAY_SIZE(names); i++)
+        names[i] = i ? "other" : "a";
+    add_query(data, &at, "");
+    put_be32(data + at, 1);
+    at += 4;
+    add_query(data, &at, query);
+    assert_int_equal(nbd_meta_option_decode(data, at, &meta), NBD_PARSE_OK);
+    return nbd_meta_option_match(&meta, &bitmaps, wildcards);
+}
+
+static void test_bitmap_contexts(void **state)
+{
+    const NbdContexts all = UINT64_MAX << NBD_CONTEXT_BITMAPS;
+
+    assert_true(match("qemu:dirty-bitmap:a", false) == NBD_CONTEXT_BIT(NBD_CONTEXT_BITMAPS));
+    assert_true(match("qemu:dirty-bitmap:other", true) == NBD_CONTEXT_BIT(NBD_CONTEXT_BITMAPS + 1));
+    assert_true(match("qemu:dirty-bitmap:", false) == 0);
+    assert_true(match("qemu:dirty-bitmap:", true) == all);
+    assert_true(match("qemu:", true) == (all | NBD_CONTEXT_BIT(NBD_CONTEXT_DEPTH)));
+    assert_true(match("qemu:", false) == 0);
+    assert_true(match("qemu:dirty-bitmap", true) == 0);
+    assert_true(match("qemu:dirty-bitmap:ab", true) == 0);
+    assert_true(match("base:", true) == NBD_CONTEXT_BIT(NBD_CONTEXT_ALLOCATION));
 }
 
 static void test_chunks(void **state)
@@ -202,6 +238,7 @@ int main(void)
         cmocka_unit_test(test_status_payload),
         cmocka_unit_test(test_info_option),
         cmocka_unit_test(test_meta_option),
+        cmocka_unit_test(test_bitmap_contexts),
         cmocka_unit_test(test_chunks),
         cmocka_unit_test(test_errors),
     };

@@ -139,6 +139,71 @@ SPLIT = [
     ('req', CMD_READ, MIB, 65536),
 ]
 
+
+
+def qmp(execute, **arguments):
+    arguments = {key.replace('_', '-'): value for key, value in arguments.items()}
+    return ('qmp', {'execute': execute, 'arguments': arguments})
+
+
+def bitmap(verb, name, node='null', **options):
+    return qmp(f'block-dirty-bitmap-{verb}', node=node, name=name, **options)
+
+
+NAMED = 'qemu:dirty-bitmap:'
+NODES = qmp('query-named-block-nodes', flat=True)
+# An export `m` of null with the bitmaps fine, coarse and one of top, and what is written to it.
+MARKED = [
+    bitmap('add', 'fine', granularity=512),
+    bitmap('add', 'coarse'),
+    bitmap('add', 'off', disabled=True),
+    bitmap('add', 'elsewhere', 'top', disabled=True),
+    qmp(
+        'block-export-add',
+        type='nbd',
+        id='m',
+        name='m',
+        node_name='null',
+        writable=True,
+        bitmaps=['fine', 'coarse', 'off', {'node': 'top', 'name': 'elsewhere'}],
+    ),
+]
+MARKS = [
+    ('req', CMD_WRITE, 1000, 4, 0, b'abcd'),
+    ('req', CMD_WRITE, 65535, 2, 0, b'ab'),
+    ('req', CMD_ZEROES, MIB, 5000),
+    ('req', CMD_TRIM, 2 * MIB + 1, 4096),
+    ('req', CMD_WRITE, 64 * MIB - 1, 1, FLAG_FUA, b'e'),
+    ('req', CMD_WRITE, 64 * MIB - 1, 2, 0, b'no'),
+    ('req', CMD_WRITE, 5 * MIB, 0, 0, b''),
+    ('req', CMD_ZEROES, 6 * MIB, 0),
+]
+BITMAP_STATUS = [
+    ('req', CMD_STATUS, 0, 64 * MIB),
+    ('req', CMD_STATUS, 0, 64 * MIB, FLAG_REQ_ONE),
+    ('req', CMD_STATUS, 1001, 70000),
+    ('req', CMD_STATUS, 1024, 512),
+    ('req', CMD_STATUS, 64 * MIB - 1, 1),
+    ('req', CMD_STATUS, 10, 1, FLAG_REQ_ONE),
+]
+
+
+def marked(name, *contexts, extended=False):
+    """A connection that writes and then asks for the contexts."""
+    front = [('ext',)] if extended else [('opt', OPT_STRUCTURED, b'')]
+    return nbd(
+        name,
+        *MARKED,
+        ('flags', 3),
+        *front,
+        ('opt', OPT_SET_META, meta_payload('m', *contexts)),
+        ('opt', OPT_GO, info_payload('m', *INFOS)),
+        *MARKS,
+        *BITMAP_STATUS,
+        NODES,
+    )
+
+
 CASES = [
     *[
         nbd(f'client-flags-{flags}', ('flags', flags), ('opt', OPT_LIST, b''))
@@ -447,5 +512,71 @@ CASES = [
         ('req', CMD_READ, MIB, 16),
         structured=True,
         contexts=[ALLOC, DEPTH],
+    ),
+    marked('bitmap-fine', NAMED + 'fine'),
+    marked('bitmap-coarse', NAMED + 'coarse'),
+    marked('bitmaps', NAMED + 'off', ALLOC, NAMED + 'elsewhere', NAMED + 'coarse', NAMED + 'fine'),
+    nbd(
+        'bitmap-of-qcow2',
+        bitmap('add', 'b', 'top', granularity=4096),
+        bitmap('add', 'default', 'top'),
+        qmp(
+            'block-export-add',
+            type='nbd',
+            id='m',
+            name='m',
+            node_name='top',
+            writable=True,
+            bitmaps=['b', 'default'],
+        ),
+        ('flags', 3),
+        ('opt', OPT_STRUCTURED, b''),
+        ('opt', OPT_SET_META, meta_payload('m', NAMED + 'b', NAMED + 'default')),
+        ('opt', OPT_GO, info_payload('m', *INFOS)),
+        *MARKS,
+        ('req', CMD_TRIM, 0, 4 * MIB),
+        ('req', CMD_STATUS, 0, 4 * MIB),
+    ),
+    marked('bitmaps-wildcards', 'qemu:', NAMED),
+    marked('bitmaps-extended', NAMED + 'fine', ALLOC, extended=True),
+    nbd(
+        'bitmaps-listed',
+        *MARKED,
+        ('flags', 3),
+        ('opt', OPT_LIST_META, meta_payload('m')),
+        *[
+            ('opt', OPT_LIST_META, meta_payload('m', query))
+            for query in (
+                'qemu:',
+                NAMED,
+                NAMED + 'fine',
+                NAMED + 'fin',
+                NAMED + 'fine2',
+                'qemu:dirty-bitmap',
+                'qemu:allocation-depth',
+                'base:',
+                'x:',
+                '',
+            )
+        ],
+        ('opt', OPT_STRUCTURED, b''),
+        *[
+            ('opt', OPT_SET_META, meta_payload('m', *queries))
+            for queries in (('qemu:',), (NAMED,), (NAMED + 'fine', NAMED + 'fine'), (NAMED + 'off', ALLOC), ())
+        ],
+        ('opt', OPT_LIST, b''),
+    ),
+    nbd(
+        'bitmaps-twice',
+        bitmap('add', 'a'),
+        qmp('block-export-add', type='nbd', id='m', name='m', node_name='null', writable=True, bitmaps=['a', 'a']),
+        ('flags', 3),
+        ('opt', OPT_STRUCTURED, b''),
+        ('opt', OPT_LIST_META, meta_payload('m', NAMED)),
+        ('opt', OPT_SET_META, meta_payload('m', NAMED + 'a')),
+        NODES,
+        qmp('block-export-del', id='m'),
+        NODES,
+        bitmap('remove', 'a'),
     ),
 ]

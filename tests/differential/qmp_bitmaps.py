@@ -47,6 +47,10 @@ def mode(text):
     return {'properties': {'completion-mode': text}}
 
 
+def export(ident, bitmaps, **options):
+    return q('block-export-add', type='nbd', id=ident, node_name='n', name=ident, bitmaps=bitmaps, **options)
+
+
 ABORT = action('abort')
 
 CASES = [
@@ -223,6 +227,54 @@ CASES = [
             transaction(action('block-dirty-bitmap-merge', node='n', target='a', bitmaps=['x'])),
             NODES,
             transaction(bitmap('add', 'b'), bitmap('remove', 'b')),
+            NODES,
+        ],
+    ),
+    Qmps(
+        'bitmap-exports',
+        lines=[
+            q('nbd-server-start', addr={'type': 'unix', 'data': {'path': 'n.sock'}}),
+            q('blockdev-add', driver='file', node_name='f', filename='data.qcow2', read_only=True),
+            q('blockdev-add', driver='qcow2', node_name='base', file='f', read_only=True),
+            q('blockdev-add', driver='file', node_name='g', filename='top.qcow2'),
+            q('blockdev-add', driver='qcow2', node_name='n', file='g', backing='base'),
+            node('m', 2048 * K),
+            *[add(name) for name in ('a', 'b', 'c')],
+            add('below', on='base'),
+            add('file', on='g'),
+            add('other', on='m'),
+            export('e', ['a']),
+            export('e', ['below']),
+            do('enable', 'below', on='base'),
+            q('block-export-del', id='e'),
+            export('e', ['file']),
+            export('e', ['other']),
+            export('e', ['a', 'x'], writable=True),
+            export('e', [other('other', on='x')]),
+            export('e', [other('x')]),
+            export('e', [other('other')]),
+            export('e2', [other('other')]),
+            export('w', ['a', 'a', 'below'], writable=True),
+            export('w2', ['a'], writable=True),
+            NODES,
+            *[do(verb, 'a') for verb in ('clear', 'enable', 'disable', 'remove')],
+            merge('b', 'a'),
+            merge('a', 'b'),
+            transaction(bitmap('clear', 'b'), bitmap('clear', 'a')),
+            q('nbd-server-add', device='n', name='old', bitmap='b'),
+            do('disable', 'b'),
+            q('nbd-server-add', device='n', name='old', bitmap='x'),
+            q('nbd-server-add', device='n', name='old', bitmap='b'),
+            q('nbd-server-add', device='n', name='old2', bitmap='b'),
+            q('nbd-server-add', device='n', name='old', bitmap='c'),
+            export('n', [1]),
+            export('n', 'a'),
+            export('n', [{'node': 'n'}]),
+            q('block-export-del', id='w'),
+            do('remove', 'a'),
+            q('nbd-server-remove', name='old'),
+            do('remove', 'b'),
+            q('nbd-server-stop'),
             NODES,
         ],
     ),

@@ -51,7 +51,7 @@ class Cli:
 
 @dataclass
 class Nbd:
-    """Steps on one NBD connection: see nbd_step."""
+    """Steps on one NBD connection: see nbd_step; ('qmp', command) is one on the monitor."""
 
     name: str
     steps: list
@@ -404,10 +404,11 @@ def run_nbd(peer, directory, case):
     run = Run(peer, directory)
     answers = []
     if run.start(case.args, nbd=True):
+        run.qmp.cmd('qmp_capabilities')
         with nbdwire.Wire(directory / 'nbd.sock', timeout=15) as wire:
             for number, step in enumerate(case.steps):
                 try:
-                    got = nbd_step(wire, step)
+                    got = run.qmp_line(number, step[1]) if step[0] == 'qmp' else nbd_step(wire, step)
                 except nbdwire.Closed:
                     got = ['connection closed']
                 except socket.timeout:

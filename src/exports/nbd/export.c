@@ -8,8 +8,6 @@
 
 #include <string.h>
 
-#include <string.h>
-
 #define BLOCK_PREFERRED 4096
 
 /* In order of creation, as clients see them. */
@@ -31,19 +29,24 @@ static NbdExport *find_by_name(const char *name, size_t bytes)
 static void describe_export(const NbdServer *server, NbdExport *nbd, NegotiateExport *ret_export)
 {
     uint32_t min = node_request_alignment(edge_node(nbd->export->edge));
+    NbdContexts contexts = (NBD_CONTEXT_BIT(nbd->bitmap_count) - 1) << NBD_CONTEXT_BITMAPS |
+                           NBD_CONTEXT_BIT(NBD_CONTEXT_ALLOCATION);
     uint16_t flags = NBD_FLAG_HAS_FLAGS | NBD_FLAG_FLUSH | NBD_FLAG_FUA | NBD_FLAG_CACHE;
 
     flags |= nbd->export->writable ? NBD_FLAG_TRIM | NBD_FLAG_WRITE_ZEROES | NBD_FLAG_FAST_ZERO
                                    : NBD_FLAG_READ_ONLY;
     if (server->max_connections != 1)
         flags |= NBD_FLAG_MULTI_CONN;
+    if (nbd->allocation_depth)
+        contexts |= NBD_CONTEXT_BIT(NBD_CONTEXT_DEPTH);
     *ret_export = (NegotiateExport){
         .opaque = nbd,
         .name = nbd->name,
         .description = nbd->description,
         .size = nbd->size,
         .flags = flags,
-        .contexts = 1u << NBD_CONTEXT_ALLOCATION | (unsigned)nbd->allocation_depth << NBD_CONTEXT_DEPTH,
+        .contexts = contexts,
+        .bitmaps = {.names = nbd->bitmap_names, .count = nbd->bitmap_count},
         .block_min = min,
         .block_preferred = MAX(min, (uint32_t)BLOCK_PREFERRED),
         .block_max = LIMIT_REQUEST_BYTES,
@@ -83,19 +86,6 @@ const NegotiateHost nbd_export_host = {.next = host_next, .find = host_find};
 
 /* ---- The kind ---- */
 
-static int check_bitmaps(const BlockExportOptionsNbd *options, Error *err)
-{
-    if (!options->has_bitmaps || !options->bitmaps.count)
-        return 0;
-    const BlockDirtyBitmapOrStr *bitmap = options->bitmaps.items[0];
-
-    if (bitmap->type == BLOCK_DIRTY_BITMAP_OR_STR_KIND_LOCAL)
-        return err_set(err, -ENOENT, "Bitmap '%s' is not found", bitmap->u.local);
-    if (!node_find(bitmap->u.external->node))
-        return err_set(err, -ENOENT, "Node '%s' not found", bitmap->u.external->node);
-    return err_set(err, -ENOENT, "Dirty bitmap '%s' not found", bitmap->u.external->name);
-}
-
 static int check_options(const BlockExportOptionsNbd *options, const char *name, Error *err)
 {
     if (!nbd_server() || nbd_server()->stopping)
@@ -106,7 +96,7 @@ static int check_options(const BlockExportOptionsNbd *options, const char *name,
         return err_set(err, -EINVAL, "description '%s' too long", options->description);
     if (find_by_name(name, strlen(name)))
         return err_set(err, -EEXIST, "NBD server already has export named '%s'", name);
-    return check_bitmaps(options, err);
+    return 0;
 }
 
 static int nbd_create(Export *export, const BlockExportOptions *options, Error *err)
@@ -119,6 +109,14 @@ static int nbd_create(Export *export, const BlockExportOptions *options, Error *
     if (r < 0)
         return r;
     nbd->export = export;
+    r = nbd_bitmaps_open(nbd, own, err);
+    if (r < 0)
+        return r;
+    r = check_options(own, name, err); /* things may have changed while bitmaps were opened */
+    if (r < 0) {
+        nbd_bitmaps_close(nbd);
+        return r;
+    }
     nbd->name = str_dup(name);
     nbd->description = str_dup(own->description);
     nbd->allocation_depth = own->has_allocation_depth && own->allocation_depth;
@@ -144,6 +142,7 @@ static void nbd_shutdown(Export *export)
     while (!list_empty(&nbd->sessions))
         co_cond_wait_shielded(&nbd->left, NULL);
     list_remove(&nbd->link);
+    nbd_bitmaps_close(nbd);
     free(nbd->name);
     free(nbd->description);
 }

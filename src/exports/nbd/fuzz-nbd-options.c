@@ -9,13 +9,16 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 
 static void fill_export(NegotiateExport *ret_export)
 {
+    static const char *const bitmaps[] = {"a", "b"};
+
     *ret_export = (NegotiateExport){
         .opaque = ret_export,
         .name = "e0",
         .description = "text",
         .size = 1 << 20,
         .flags = NBD_FLAG_HAS_FLAGS,
-        .contexts = 1 << NBD_CONTEXT_ALLOCATION | 1 << NBD_CONTEXT_DEPTH,
+        .contexts = NBD_CONTEXT_BIT(NBD_CONTEXT_BITMAPS + 2) - 1,
+        .bitmaps = {.names = bitmaps, .count = 2},
         .block_min = 512,
         .block_preferred = 4096,
         .block_max = 32 << 20,

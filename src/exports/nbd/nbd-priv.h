@@ -3,10 +3,13 @@
  * loop. */
 #pragma once
 
+#include "block/bitmap.h"
 #include "exports/export.h"
 #include "exports/nbd/negotiate.h"
 #include "exports/nbd/server.h"
 #include "net/listener.h"
+
+typedef struct BlockExportOptionsNbd BlockExportOptionsNbd; /* generated */
 
 typedef struct NbdServer {
     Listener listener;
@@ -26,11 +29,15 @@ typedef struct NbdExport {
     char *name;
     char *description; /* or NULL */
     bool allocation_depth;
-    uint64_t size;          /* as new clients are told */
-    List link;              /* in nbd_exports, in order of creation */
-    List sessions;          /* NbdSession.export_link */
-    unsigned session_count; /* ever */
-    CoCond left;            /* a session has left */
+    unsigned bitmap_count;
+    DirtyBitmap **bitmaps;     /* held while the export exists */
+    const char **bitmap_names; /* as the bitmaps know them */
+    Edge **bitmap_edges;       /* keep the nodes of those that lie elsewhere; NULL for others */
+    uint64_t size;             /* as new clients are told */
+    List link;                 /* in nbd_exports, in order of creation */
+    List sessions;             /* NbdSession.export_link */
+    unsigned session_count;    /* ever */
+    CoCond left;               /* a session has left */
 } NbdExport;
 
 typedef struct NbdSession {
@@ -47,6 +54,10 @@ typedef struct NbdSession {
 
 /* The running server, or NULL. */
 NbdServer *nbd_server(void);
+
+/* Finds the bitmaps that clients may ask for and keeps them as they are until the other. (bitmaps.c) */
+int nbd_bitmaps_open(NbdExport *nbd, const BlockExportOptionsNbd *options, Error *err) MUST_CHECK;
+void nbd_bitmaps_close(NbdExport *nbd);
 
 /* What the handshake sees of the exports; opaque of the host is the NbdServer. */
 extern const NegotiateHost nbd_export_host;

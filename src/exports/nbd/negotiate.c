@@ -190,22 +190,25 @@ static NegotiateStep handle_info(
     return NEGOTIATE_TRANSMIT;
 }
 
-static void reply_contexts(StrBuf *replies, uint32_t option, unsigned contexts)
+static void reply_contexts(
+    StrBuf *replies, uint32_t option, NbdContexts contexts, const NbdBitmapNames *bitmaps)
 {
     for (unsigned i = 0; i < NBD_CONTEXT__COUNT; i++) {
         AUTO_STRBUF StrBuf data = {0};
         uint8_t id[4];
 
-        if (!(contexts & 1u << i))
+        if (!(contexts & NBD_CONTEXT_BIT(i)))
             continue;
         put_be32(id, option == NBD_OPT_SET_META_CONTEXT ? i : 0);
         strbuf_append_bytes(&data, id, sizeof(id));
         strbuf_append(&data, nbd_context_name(i));
+        if (i >= NBD_CONTEXT_BITMAPS)
+            strbuf_append(&data, bitmaps->names[i - NBD_CONTEXT_BITMAPS]);
         reply(replies, option, NBD_REP_META_CONTEXT, data.text, data.length);
     }
 }
 
-static void set_contexts(Negotiation *n, NbdString name, unsigned contexts)
+static void set_contexts(Negotiation *n, NbdString name, NbdContexts contexts)
 {
     free(n->context_name);
     n->context_name = str_ndup(name.text, name.bytes);
@@ -218,8 +221,8 @@ static NegotiateStep handle_meta(
     bool set = option == NBD_OPT_SET_META_CONTEXT;
     NegotiateExport export = {0};
     NbdMetaOption meta;
+    NbdContexts contexts;
     NbdParse parse;
-    unsigned contexts;
 
     if (set && n->mode == NBD_MODE_SIMPLE)
         return reply_error(replies, option, NBD_REP_ERR_INVALID,
@@ -231,10 +234,12 @@ static NegotiateStep handle_meta(
         return reply_parse_error(replies, option, parse, meta.name);
     if (!n->host->find(n->opaque, meta.name, &export))
         return reply_unknown_export(replies, option, meta.name);
-    contexts = export.contexts & (set ? meta.exact : meta.queries ? meta.listed : ~0u);
+    contexts = export.contexts;
+    if (set || meta.queries)
+        contexts &= nbd_meta_option_match(&meta, &export.bitmaps, !set);
     if (set)
         set_contexts(n, meta.name, contexts);
-    reply_contexts(replies, option, contexts);
+    reply_contexts(replies, option, contexts, &export.bitmaps);
     return reply_ack(replies, option);
 }
 

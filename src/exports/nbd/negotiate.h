@@ -15,8 +15,9 @@ typedef struct NegotiateExport {
     const char *name;
     const char *description; /* or NULL */
     uint64_t size;
-    uint16_t flags;    /* without those that depend on the client's options */
-    unsigned contexts; /* mask of NbdContext */
+    uint16_t flags; /* without those that depend on the client's options */
+    NbdContexts contexts;
+    NbdBitmapNames bitmaps;
     uint32_t block_min, block_preferred, block_max;
 } NegotiateExport;
 
@@ -39,7 +40,7 @@ typedef struct Negotiation {
     bool fixed; /* the client speaks fixed newstyle */
     bool no_zeroes;
     NbdMode mode;
-    unsigned contexts; /* negotiated for the export context_name */
+    NbdContexts contexts; /* negotiated for the export context_name */
     char *context_name;
     unsigned options; /* received so far */
     NegotiateExport chosen;

@@ -64,11 +64,21 @@ bool request_alloc_buffer(Request *request, size_t bytes)
     return request->buffer;
 }
 
-static size_t extents_bytes(const NbdRequest *wire, unsigned contexts)
+/* Extents in the reply to a block status request, for each context. */
+static unsigned max_extents(const NbdRequest *wire, NbdContexts contexts)
 {
-    unsigned count = (unsigned)__builtin_popcount(contexts);
+    unsigned count = (unsigned)__builtin_popcountll(contexts);
 
-    return count * NBD_EXTENT_BYTES * (wire->flags & NBD_CMD_FLAG_REQ_ONE ? 1 : (size_t)LIMIT_NBD_EXTENTS);
+    if (wire->flags & NBD_CMD_FLAG_REQ_ONE)
+        return 1;
+    return count > 2 ? LIMIT_NBD_STATUS_EXTENTS / count : LIMIT_NBD_EXTENTS;
+}
+
+static size_t extents_bytes(const NbdRequest *wire, NbdContexts contexts)
+{
+    size_t context_bytes = NBD_STATUS_CHUNK_BYTES + (size_t)max_extents(wire, contexts) * NBD_EXTENT_BYTES;
+
+    return (unsigned)__builtin_popcountll(contexts) * context_bytes;
 }
 
 size_t request_cost(const NbdRequest *wire, const NbdRequestRules *rules)
@@ -355,7 +365,7 @@ static bool extents_add(Extents *extents, uint64_t bytes, uint64_t flags)
     return true;
 }
 
-static uint64_t context_flags(NbdContext context, const BlockStatus *status)
+static uint64_t context_flags(unsigned context, const BlockStatus *status)
 {
     if (context == NBD_CONTEXT_DEPTH)
         return status->depth;
@@ -363,7 +373,7 @@ static uint64_t context_flags(NbdContext context, const BlockStatus *status)
            (status->flags & BLOCK_STATUS_ZERO ? NBD_STATE_ZERO : 0);
 }
 
-static int collect_extents(Request *request, NbdContext context, Extents *extents)
+static int collect_status(Request *request, unsigned context, Extents *extents)
 {
     uint64_t at = 0, left = request->wire.bytes;
 
@@ -385,58 +395,74 @@ static int collect_extents(Request *request, NbdContext context, Extents *extent
     return 0;
 }
 
-/* One chunk per context: a header and the extents behind it. */
-static int add_context(Request *request, NbdContext context, uint8_t *out, bool last, size_t *ret_bytes)
+/* What lies behind the end of a bitmap, of a smaller node, is clean. */
+static void collect_dirty(const Request *request, const DirtyBitmap *bitmap, Extents *extents)
 {
-    uint32_t max = request->wire.flags & NBD_CMD_FLAG_REQ_ONE ? 1 : LIMIT_NBD_EXTENTS;
-    NbdMode mode = request->transmission->rules.mode;
-    Extents extents = {.out = out, .mode = mode, .max = max};
-    uint8_t *header = request->header + request->reply_count / 2 * NBD_STATUS_CHUNK_BYTES;
-    size_t header_bytes;
-    int r = collect_extents(request, context, &extents);
+    uint64_t at = request->wire.offset, end = at + request->wire.bytes;
+    uint64_t covered = MAX(MIN(end, dirty_bitmap_size(bitmap)), at);
 
+    while (at < end) {
+        uint64_t dirty = end, bytes = 0;
+
+        if (!dirty_bitmap_next_dirty(bitmap, at, covered, &dirty, &bytes))
+            dirty = end;
+        if (dirty > at && !extents_add(extents, dirty - at, 0))
+            return;
+        if (bytes && !extents_add(extents, bytes, NBD_STATE_DIRTY))
+            return;
+        at = dirty + bytes;
+    }
+    extents_finish_last(extents);
+}
+
+/* A chunk for one context: a header and the extents behind it. */
+static int add_context(Request *request, unsigned context, uint8_t *out, bool last, size_t *ret_bytes)
+{
+    const TransmissionOptions *options = &request->transmission->options;
+    uint16_t flags = last ? NBD_CHUNK_FLAG_DONE : 0;
+    Extents extents = {.mode = options->mode, .max = max_extents(&request->wire, request->contexts)};
+    size_t header_bytes = nbd_status_chunk_encode(out, &request->wire, options->mode, flags, context, 0);
+    int r = 0;
+
+    extents.out = out + header_bytes;
+    if (context < NBD_CONTEXT_BITMAPS)
+        r = collect_status(request, context, &extents);
+    else
+        collect_dirty(request, options->bitmaps[context - NBD_CONTEXT_BITMAPS], &extents);
     if (r < 0)
         return r;
-    header_bytes = nbd_status_chunk_encode(
-        header, &request->wire, mode, last ? NBD_CHUNK_FLAG_DONE : 0, context, extents.count);
-    request->own_iov[request->reply_count++] = (struct iovec){header, header_bytes};
-    request->own_iov[request->reply_count++] = (struct iovec){out, extents.out_bytes};
-    request->reply_bytes += header_bytes + extents.out_bytes;
-    *ret_bytes = extents.out_bytes;
+    nbd_status_chunk_encode(out, &request->wire, options->mode, flags, context, extents.count);
+    *ret_bytes = header_bytes + extents.out_bytes;
     return 0;
 }
 
 static void reply_status(Request *request)
 {
     uint8_t *out = request->buffer;
-    unsigned left = request->contexts;
+    NbdContexts left = request->contexts;
 
-    request->reply_iov = request->own_iov;
-    request->reply_count = 0;
-    request->reply_bytes = 0;
-    for (unsigned i = 0; i < NBD_CONTEXT__COUNT; i++) {
+    while (left) {
+        unsigned context = (unsigned)__builtin_ctzll(left);
         size_t bytes;
         int r;
 
-        if (!(request->contexts & 1u << i))
-            continue;
-        left &= ~(1u << i);
-        r = add_context(request, i, out, !left, &bytes);
+        left &= left - 1;
+        r = add_context(request, context, out, !left, &bytes);
         if (r < 0) {
             reply_failed(request, r, "can't get block status");
             return;
         }
         out += bytes;
     }
+    request->reply_bytes = (size_t)(out - (uint8_t *)request->buffer);
+    request->own_iov[0] = (struct iovec){request->buffer, request->reply_bytes};
+    request->reply_iov = request->own_iov;
+    request->reply_count = 1;
     send_queue(request);
 }
 
 static void handle_block_status(Request *request)
 {
-    static_assert(2 * NBD_CONTEXT__COUNT <= ARRAY_SIZE(((Request *)0)->own_iov), "two iovecs per context");
-    static_assert(
-        NBD_CONTEXT__COUNT * NBD_STATUS_CHUNK_BYTES <= sizeof(((Request *)0)->header), "room for headers");
-
     if (!request->contexts)
         request_refuse(request, NBD_EINVAL, "CMD_BLOCK_STATUS payload not valid");
     else if (!request->wire.bytes)

@@ -200,6 +200,7 @@ static void serve(NbdSession *session)
         .edge = export->edge,
         .mode = negotiation->mode,
         .contexts = negotiation->contexts & negotiation->chosen.contexts,
+        .bitmaps = session->export->bitmaps,
         .size = negotiation->chosen.size,
         .read_only = !export->writable,
         .writethrough = export->writethrough,

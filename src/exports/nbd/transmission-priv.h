@@ -63,8 +63,8 @@ typedef struct Request {
     List link; /* in Transmission.out or idle_requests */
     Transmission *transmission;
     NbdRequest wire;
-    unsigned contexts; /* of a block status request */
-    size_t cost;       /* counted in active_bytes */
+    NbdContexts contexts; /* of a block status request */
+    size_t cost;          /* counted in active_bytes */
 
     IoSlice payload; /* of a write */
     struct iovec payload_iov[2];
@@ -77,7 +77,7 @@ typedef struct Request {
     struct iovec *reply_iov; /* own_iov, or in pieces */
     unsigned reply_count;
     size_t reply_bytes;
-    struct iovec own_iov[4];
+    struct iovec own_iov[2];
     uint8_t header[NBD_ERROR_CHUNK_BYTES];
 } Request;
 

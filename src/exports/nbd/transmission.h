@@ -5,15 +5,16 @@
  */
 #pragma once
 
-#include "block/node.h"
+#include "block/bitmap.h"
 #include "proto/nbd.h"
 
 typedef struct TransmissionOptions {
     int fd; /* borrowed; shutdown(fd) from any thread ends the transmission */
     Edge *edge;
     NbdMode mode;
-    unsigned contexts; /* negotiated, a mask of NbdContext */
-    uint64_t size;     /* as the client was told */
+    NbdContexts contexts;        /* negotiated */
+    DirtyBitmap *const *bitmaps; /* of the contexts from NBD_CONTEXT_BITMAPS on; may be NULL without such */
+    uint64_t size;               /* as the client was told */
     bool read_only;
     bool writethrough;
 } TransmissionOptions;
