@@ -14,10 +14,13 @@ typedef struct NodePrivate {
     List parents;    /* Edge.node_link, newest first */
     List children;   /* Edge.parent_link */
     bool monitor_owned;
-    unsigned held;                       /* node_hold() */
-    unsigned depth;                      /* nodes that were being opened around this one */
-    bool in_graph;                       /* has been opened; false while open() runs */
-    BlockdevOptions *options;            /* as given, owned; for filename reporting. May be NULL */
+    unsigned held;            /* node_hold() */
+    Node *origin;             /* the parent that has opened it and hands options down to it; or NULL */
+    bool loses_writing;       /* a reopening is making it read-only */
+    unsigned visited;         /* permission.c */
+    unsigned depth;           /* nodes that were being opened around this one */
+    bool in_graph;            /* has been opened; false while open() runs */
+    BlockdevOptions *options; /* as given, owned; for filename reporting. May be NULL */
     _Atomic uint64_t write_generation;   /* counts writes that have completed */
     _Atomic uint64_t flushed_generation; /* all writes up to here are durable */
     _Atomic uint64_t write_highest;      /* end of the highest write */
@@ -66,6 +69,10 @@ Edge *edge_new(const char *name);
 /* Both with the graph lock. */
 void edge_attach(Edge *edge, Node *node);
 void edge_detach(Edge *edge);
+/* Leads an attached edge, which is at rest, to another node. */
+void edge_retarget(Edge *edge, Node *node);
+/* Frees an edge that is detached; what it has counted stays with its node. */
+void edge_dispose(Edge *edge);
 /* Frees the node if nobody needs it any more. */
 void node_release(Node *node);
 /* An export or job uses the node directly. */
@@ -78,6 +85,14 @@ typedef struct Inherited {
     bool for_check;
 } Inherited;
 
+/* Options common to all nodes: what options say, else what the parent hands down. */
+void node_set_common_options(Node *node, const BlockdevOptions *options, const Inherited *from);
+int node_check_common_options(const Node *node, Error *err) MUST_CHECK;
+/* NULL if there is none of that name. */
+Edge *node_find_child(const Node *node, const char *name);
+/* True if `node` is `below` or can be reached from it. */
+bool node_reaches(const Node *below, const Node *node);
+
 int node_open_inherited(
     const BlockdevOptions *options, const Inherited *inherited, Node **ret_node, Error *err) MUST_CHECK;
 
@@ -85,6 +100,8 @@ int node_open_inherited(
 
 /* Makes the permissions in force below node what its parents ask for; on failure nothing has changed. */
 int permission_refresh(Node *node, Error *err) MUST_CHECK;
+/* The same for several nodes at once. With the graph lock. */
+int permission_refresh_locked(Node *const *nodes, size_t count, Error *err) MUST_CHECK;
 /* Changes what one edge asks for; on failure nothing has changed. */
 int permission_set(Edge *edge, unsigned perm, unsigned shared, Error *err) MUST_CHECK;
 /* Between these, edges are taken out of the graph: never while a permission change, which may wait, looks at

@@ -115,6 +115,9 @@ struct Driver {
 
     /* Control path, main loop; called on the node's home loop. All optional. */
     int (*resize)(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err);
+    /* For drivers whose size follows that of a child, which another parent may have changed: sets node->size.
+     * Does not wait; any loop. */
+    void (*refresh_size)(Node *node);
     /* The permissions that the node needs on a child, and leaves to others, for what its own parents ask.
      * NULL: default for its role. */
     void (*child_permissions)(
@@ -137,6 +140,25 @@ struct Driver {
 
     /* Keeps dirty bitmaps in the image; NULL: cannot. */
     const DriverBitmaps *bitmaps;
+
+    /*
+     * blockdev-reopen; on the home loop, while the node is at rest and flushed. Its common options and its
+     * children are the new ones already. prepare puts the driver's options into force, as far as that can be
+     * undone; it is followed by commit, or by abort, which puts everything back. NULL: none of the driver's
+     * options can change.
+     */
+    int (*reopen_prepare)(Node *node, const BlockdevOptions *options, Error *err);
+    void (*reopen_commit)(Node *node);
+    void (*reopen_abort)(Node *node);
+    const char *const *reopen_options; /* names of options that can change, ends with NULL. May be NULL */
+    /*
+     * Between stop and start, nothing is written: the node may be made read-only, or its options may change.
+     * stop writes out everything that memory owes to the image; start finds the permissions for writing in
+     * force. Only of nodes that are (or are to be) writable; on the home loop, at rest. On failure nothing
+     * has changed. NULL: nothing to do.
+     */
+    int (*start_writing)(Node *node, Error *err);
+    int (*stop_writing)(Node *node, Error *err);
 
     /* blockdev-create */
     int (*create)(const BlockdevCreateOptions *options, Error *err);
@@ -166,6 +188,8 @@ int node_open_child_file(Node *node, const char *name, const char *filename, con
 /* An implicit reading of a path stored in an image, relative to the image's own file; NULL with err set when
  * the policy refuses it (protocol or json: names). Caller frees. */
 char *node_resolve_path(Node *node, const char *stored, Error *err) MUST_CHECK;
+/* For drivers whose child changes its role with an option. Followed by a change of permissions. */
+void node_set_child_roles(Edge *child, unsigned roles);
 /* The driver has changed node->size: tells parents. */
 void node_size_changed(Node *node);
 /* Reports corruption: sends BLOCK_IMAGE_CORRUPTED. offset or size -1: not known. */

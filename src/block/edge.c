@@ -11,8 +11,21 @@
 #include <inttypes.h>
 #include <stdlib.h>
 
+static void refresh_size(Node *node)
+{
+    uint64_t old_size = node->size;
+
+    if (!node->driver->refresh_size || !node->private->in_graph)
+        return;
+    refresh_size(node->file->node);
+    node->driver->refresh_size(node);
+    if (node->size != old_size)
+        node_size_changed(node);
+}
+
 void edge_attach(Edge *edge, Node *node)
 {
+    refresh_size(node);
     edge->node = node;
     list_prepend(&node->private->parents, &edge->node_link);
     if (edge->parent)
@@ -21,8 +34,24 @@ void edge_attach(Edge *edge, Node *node)
 
 void edge_detach(Edge *edge)
 {
+    if (edge->parent && edge->node->private->origin == edge->parent)
+        edge->node->private->origin = NULL;
     list_remove(&edge->node_link);
     list_remove(&edge->parent_link);
+}
+
+void edge_retarget(Edge *edge, Node *node)
+{
+    refresh_size(node);
+    edge_stats_add(&edge->node->private->closed_stats, edge);
+    for (unsigned i = 0; i < LIMIT_LOOPS; i++)
+        if (edge->lanes[i])
+            edge->lanes[i]->stats = (EdgeStats){0};
+    if (edge->node->private->origin == edge->parent)
+        edge->node->private->origin = NULL;
+    list_remove(&edge->node_link);
+    edge->node = node;
+    list_prepend(&node->private->parents, &edge->node_link);
 }
 
 static void edge_free(Edge *edge)
@@ -31,6 +60,12 @@ static void edge_free(Edge *edge)
         free(edge->lanes[i]);
     free(edge->name);
     free(edge);
+}
+
+void edge_dispose(Edge *edge)
+{
+    edge_stats_add(&edge->node->private->closed_stats, edge);
+    edge_free(edge);
 }
 
 Edge *edge_new(const char *name)
@@ -112,6 +147,11 @@ int edge_set_permissions(Edge *edge, unsigned perm, unsigned shared, Error *err)
 Node *edge_node(const Edge *edge)
 {
     return edge->node;
+}
+
+void node_set_child_roles(Edge *child, unsigned roles)
+{
+    child->roles = roles;
 }
 
 void edge_fix_home(Edge *edge)

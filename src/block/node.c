@@ -204,8 +204,7 @@ static Node *node_new(const Driver *driver)
     return node;
 }
 
-/* Options common to all nodes: what options say, else what the parent hands down. */
-static void set_common_options(Node *node, const BlockdevOptions *o, const Inherited *from)
+void node_set_common_options(Node *node, const BlockdevOptions *o, const Inherited *from)
 {
     const Node *parent = from->parent;
     bool backing = from->roles & EDGE_COW;
@@ -221,7 +220,7 @@ static void set_common_options(Node *node, const BlockdevOptions *o, const Inher
     node->for_check = from->for_check;
 }
 
-static int check_common_options(const Node *node, Error *err)
+int node_check_common_options(const Node *node, Error *err)
 {
     if (node->force_share && !node->read_only)
         return err_set(err, -EINVAL, "force-share=on can only be used with read-only images");
@@ -272,13 +271,14 @@ int node_open_inherited(
     if (!driver)
         return err_set(err, -ENOENT, "Unknown driver '%s'", name);
     node = node_new(driver);
+    node->private->origin = inherited->parent;
     node->private->depth = inherited->parent ? inherited->parent->private->depth + 1 : 0;
     r = assign_name(node, options->node_name, err);
     list_prepend(&graph, &node->private->graph_link);
     if (r == 0) {
-        set_common_options(node, options, inherited);
+        node_set_common_options(node, options, inherited);
         node->private->options = schema_clone(&schema_type_BlockdevOptions, options);
-        r = check_common_options(node, err);
+        r = node_check_common_options(node, err);
     }
     if (r == 0 && node->private->depth > LIMIT_CHAIN_DEPTH)
         r = err_set(err, -ELOOP,
@@ -354,6 +354,17 @@ int node_del(const char *name, Error *err)
 
 /* ---- Children ---- */
 
+Edge *node_find_child(const Node *node, const char *name)
+{
+    LIST_FOREACH (link, &node->private->children) {
+        Edge *edge = LIST_ENTRY(link, Edge, parent_link);
+
+        if (str_eq(edge->name, name))
+            return edge;
+    }
+    return NULL;
+}
+
 /* A parent is younger than its primary child, wherever lists are ordered by age. */
 static void reorder_behind_child(Node *node)
 {
@@ -396,13 +407,12 @@ static int attach_child(
     return 0;
 }
 
-/* True if `node` is `below` or can be reached from it. */
-static bool reaches(const Node *below, const Node *node)
+bool node_reaches(const Node *below, const Node *node)
 {
     if (below == node)
         return true;
     LIST_FOREACH (link, &below->private->children)
-        if (reaches(LIST_ENTRY(link, Edge, parent_link)->node, node))
+        if (node_reaches(LIST_ENTRY(link, Edge, parent_link)->node, node))
             return true;
     return false;
 }
@@ -413,7 +423,7 @@ static int find_reference(Node *node, const char *reference, Node **ret_child, E
 
     if (!child)
         return err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'", reference, reference);
-    if (reaches(child, node))
+    if (node_reaches(child, node))
         return err_set(
             err, -EINVAL, "Making '%s' a child of '%s' would create a cycle", reference, node->name);
     *ret_child = child;

@@ -17,17 +17,6 @@
 
 /* ---- Display ---- */
 
-static const Edge *find_child(const Node *node, const char *name)
-{
-    LIST_FOREACH (link, &node->private->children) {
-        const Edge *edge = LIST_ENTRY(link, Edge, parent_link);
-
-        if (str_eq(edge->name, name))
-            return edge;
-    }
-    return NULL;
-}
-
 /* Members that say how a node is used, not which image it shows. */
 static bool describes_use(const char *member)
 {
@@ -55,7 +44,7 @@ static JsonValue *image_options(const Node *node)
     all = schema_to_json(&schema_type_BlockdevOptions, node->private->options);
     for (size_t i = 0; i < all->u.object.count; i++) {
         const JsonMember *member = &all->u.object.members[i];
-        const Edge *child = find_child(node, member->key);
+        const Edge *child = node_find_child(node, member->key);
 
         if (!describes_use(member->key))
             json_object_put(

@@ -4,7 +4,8 @@
  *
  * What a node asks of its children follows from what its parents ask of it, so a change runs down the graph.
  * It is a transaction: the new values are put into the edges and checked on the way down, drivers prepare
- * (locks), and at the end all of it is committed or put back.
+ * (locks), and at the end all of it is committed or put back. A node comes after all of its parents that are
+ * part of the change, so that what is checked is what will be.
  */
 #include "block/block-priv.h"
 
@@ -26,6 +27,8 @@ typedef struct Checked {
 } Checked;
 
 typedef struct Transaction {
+    Node **order; /* of the nodes to look at, last one first */
+    size_t order_count, order_capacity;
     OldPermissions *old;
     size_t old_count, old_capacity;
     Checked *checked; /* nodes whose driver has agreed */
@@ -146,6 +149,8 @@ static int check_write(const Node *node, unsigned perm, Error *err)
 {
     if (!(perm & (PERM_WRITE | PERM_WRITE_UNCHANGED)))
         return 0;
+    if (node->read_only && node->private->loses_writing)
+        return err_set(err, -EPERM, "Read-only block node '%s' cannot support read-write users", node->name);
     if (node->read_only)
         return err_set(err, -EPERM, "Block node is read-only");
     if (!(perm & PERM_RESIZE) && write_needs_resize(node))
@@ -155,14 +160,11 @@ static int check_write(const Node *node, unsigned perm, Error *err)
     return 0;
 }
 
-static int update(Transaction *t, Node *node, Error *err);
-
-static int update_children(Transaction *t, Node *node, unsigned perm, unsigned shared, Error *err)
+static void set_children(Transaction *t, Node *node, unsigned perm, unsigned shared)
 {
     LIST_FOREACH (link, &node->private->children) {
         Edge *child = LIST_ENTRY(link, Edge, parent_link);
         unsigned child_perm, child_shared;
-        int r;
 
         if (node->driver->child_permissions)
             node->driver->child_permissions(node, child, perm, shared, &child_perm, &child_shared);
@@ -171,11 +173,7 @@ static int update_children(Transaction *t, Node *node, unsigned perm, unsigned s
         if (child->node->force_share)
             child_shared = PERM_ALL;
         set_edge(t, child, child_perm, child_shared);
-        r = update(t, child->node, err);
-        if (r < 0)
-            return r;
     }
-    return 0;
 }
 
 static int update(Transaction *t, Node *node, Error *err)
@@ -196,7 +194,20 @@ static int update(Transaction *t, Node *node, Error *err)
         VEC_GROW(t->checked, t->checked_count, t->checked_capacity);
         t->checked[t->checked_count++] = (Checked){node, perm, shared};
     }
-    return update_children(t, node, perm, shared, err);
+    set_children(t, node, perm, shared);
+    return 0;
+}
+
+/* Puts node and all below it into the order, children first. */
+static void visit(Transaction *t, Node *node, unsigned round)
+{
+    if (node->private->visited == round)
+        return;
+    node->private->visited = round;
+    for (List *link = node->private->children.prev; link != &node->private->children; link = link->prev)
+        visit(t, LIST_ENTRY(link, Edge, parent_link)->node, round);
+    VEC_GROW(t->order, t->order_count, t->order_capacity);
+    t->order[t->order_count++] = node;
 }
 
 static void commit(const Transaction *t)
@@ -234,26 +245,37 @@ void graph_change_end(void)
 }
 
 /* With the graph lock. */
-static int run(Transaction *t, Node *node, Error *err)
+static int run(Transaction *t, Node *const *nodes, size_t count, Error *err)
 {
-    int r = update(t, node, err);
+    static unsigned round;
+    int r = 0;
 
+    round++;
+    for (size_t i = count; i-- > 0;)
+        visit(t, nodes[i], round);
+    for (size_t i = t->order_count; r == 0 && i-- > 0;)
+        r = update(t, t->order[i], err);
     if (r < 0)
         roll_back(t);
     else
         commit(t);
+    free(t->order);
     free(t->old);
     free(t->checked);
     return r;
 }
 
+int permission_refresh_locked(Node *const *nodes, size_t count, Error *err)
+{
+    return run(&(Transaction){0}, nodes, count, err);
+}
+
 int permission_refresh(Node *node, Error *err)
 {
-    Transaction t = {0};
     int r;
 
     graph_change_begin();
-    r = run(&t, node, err);
+    r = permission_refresh_locked(&node, 1, err);
     graph_change_end();
     return r;
 }
@@ -265,7 +287,7 @@ int permission_set(Edge *edge, unsigned perm, unsigned shared, Error *err)
 
     graph_change_begin();
     set_edge(&t, edge, perm, shared);
-    r = run(&t, edge->node, err);
+    r = run(&t, &edge->node, 1, err);
     graph_change_end();
     return r;
 }

@@ -29,8 +29,7 @@ int file_open_path(const char *filename, int flags, mode_t mode)
         return -ENOSYS;
     do { /* the file may lie below what a daemon that exported it over its own name has left behind */
         fd = open(filename, flags | O_CLOEXEC | O_NOCTTY, mode);
-    } while (
-        fd < 0 && (errno == EINTR || (tries++ < UNMOUNT_TRIES && unmount_if_dead(filename, -errno))));
+    } while (fd < 0 && (errno == EINTR || (tries++ < UNMOUNT_TRIES && unmount_if_dead(filename, -errno))));
     return fd < 0 ? -errno : fd;
 }
 
@@ -57,24 +56,36 @@ static int open_again(const Node *node, int flags)
     return TAKE_FD(fd);
 }
 
-static int prepare_reopen(Node *node, bool writable, Error *err)
+static int failed_to_open(const Node *node, int r, Error *err)
 {
     FileState *s = node->state;
+
+    if (r == -EINVAL && node->direct && !s->direct)
+        return err_set(
+            err, -EINVAL, "Could not open '%s': filesystem does not support O_DIRECT", node->filename);
+    return err_set_errno(err, r == -EROFS ? -EACCES : r, "Could not open '%s'", node->filename);
+}
+
+static int prepare_reopen(Node *node, bool writes, Error *err)
+{
+    FileState *s = node->state;
+    bool writable = !node->read_only && (writes || !node->auto_read_only);
     int fd;
 
     s->next_fd = fd_close(s->next_fd);
     s->next_held = (FileLocks){0};
-    if (!node->auto_read_only || node->read_only || writable == s->writable)
+    if (writable == s->writable && node->direct == s->direct)
         return 0;
     fd = open_again(node, (writable ? O_RDWR : O_RDONLY) | (node->direct ? O_DIRECT : 0));
-    if (fd < 0 && !writable) /* keeps more than it needs */
+    if (fd < 0 && !writable && node->direct == s->direct) /* keeps more than it needs */
         return 0;
     if (fd < 0)
-        return err_set_errno(err, fd == -EROFS ? -EACCES : fd, "Could not open '%s'", node->filename);
-    trace_file_reopen(node->filename, writable ? "writing" : "reading");
+        return failed_to_open(node, fd, err);
     s->next_fd = fd;
     s->next_writable = writable;
-    return 0;
+    s->next_direct = node->direct;
+    trace_file_reopen(node->filename, writable ? "writing" : "reading");
+    return node->direct == s->direct ? 0 : file_probe_limits(node, fd, &s->next_limits, err);
 }
 
 /*
@@ -142,6 +153,9 @@ void file_permissions_commit(Node *node, unsigned perm, unsigned shared)
         s->next_fd = fd_close(s->next_fd);
         s->held = s->next_held;
         s->writable = s->next_writable;
+        if (s->direct != s->next_direct) /* at rest: requests keep to the limits that they began with */
+            node->limits = s->next_limits;
+        s->direct = s->next_direct;
     }
     s->granted = s->wanted;
     if (s->use_locks)

@@ -34,6 +34,7 @@ typedef struct FileState {
     mode_t type;   /* S_IFREG, S_IFBLK or S_IFCHR */
     bool memory;   /* tmpfs or ramfs: plain calls copy pages and never wait for a device */
     bool writable; /* fd is open for writing */
+    bool direct;   /* and goes around the page cache */
     bool use_locks;
 
     PrManager *pr_manager; /* or NULL */
@@ -44,7 +45,8 @@ typedef struct FileState {
     FileLocks wanted;  /* of the last check */
     int next_fd;       /* a description to be swapped in when the change of permissions is committed, or -1 */
     FileLocks next_held;
-    bool next_writable;
+    bool next_writable, next_direct;
+    NodeLimits next_limits;
 
     atomic_uint lacks; /* FileLacks */
     /* The first error of making data durable. From then on nobody knows what the page cache has dropped. */
@@ -73,7 +75,7 @@ int64_t file_probe_size(int fd, mode_t type);
 /* Whether the file lives in memory. */
 bool file_probe_memory(int fd);
 /* Alignment that O_DIRECT and devices need. */
-int file_probe_limits(const Node *node, NodeLimits *ret_limits, Error *err) MUST_CHECK;
+int file_probe_limits(const Node *node, int fd, NodeLimits *ret_limits, Error *err) MUST_CHECK;
 
 /* ---- resize.c ---- */
 

@@ -34,6 +34,7 @@ static int open_file(Node *node, Error *err)
     FileState *s = node->state;
 
     s->writable = !node->read_only && !node->auto_read_only;
+    s->direct = node->direct;
     s->fd = file_open_path(node->filename, open_flags(node, s->writable), 0);
     if (s->fd >= 0) {
         fcntl(s->fd, F_SETFL, fcntl(s->fd, F_GETFL) & ~O_NONBLOCK);
@@ -89,7 +90,7 @@ static int set_up(Node *node, const BlockdevOptionsFile *o, Error *err)
     node->size = file_node_size((uint64_t)length);
     node->write_flags = REQ_FUA;
     node->zeroes_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK;
-    return file_probe_limits(node, &node->limits, err);
+    return file_probe_limits(node, s->fd, &node->limits, err);
 }
 
 /* Locks go with the descriptor. */
@@ -183,14 +184,23 @@ static BlockStatsSpecific *file_stats(Node *node)
     return stats;
 }
 
+/* The descriptor follows with the permissions. */
+static int file_reopen_prepare(Node *node, const BlockdevOptions *options, Error *err)
+{
+    return check_aio(node, options_of(options), err);
+}
+
+static const char *const reopen_options[] = {"drop-cache", "x-check-cache-dropped", NULL};
+
 /* Both drivers differ in name and in what they can make. */
-#define FILE_DRIVER                                                                                        \
-    .state_size = sizeof(FileState), .flags = DRIVER_PROTOCOL | DRIVER_ANY_LOOP, .open = file_open,        \
-    .close = file_close, .read = file_read, .write = file_write, .write_zeroes = file_write_zeroes,        \
-    .discard = file_discard, .flush = file_flush, .status = file_status, .resize = file_resize,            \
-    .permissions_check = file_permissions_check, .permissions_commit = file_permissions_commit,            \
-    .permissions_abort = file_permissions_abort, .allocated_size = file_allocated_size, .info = file_info, \
-    .pr_execute = file_pr_execute, .stats = file_stats
+#define FILE_DRIVER                                                                                         \
+    .state_size = sizeof(FileState), .flags = DRIVER_PROTOCOL | DRIVER_ANY_LOOP, .open = file_open,         \
+    .close = file_close, .read = file_read, .write = file_write, .write_zeroes = file_write_zeroes,         \
+    .discard = file_discard, .flush = file_flush, .status = file_status, .resize = file_resize,             \
+    .permissions_check = file_permissions_check, .permissions_commit = file_permissions_commit,             \
+    .permissions_abort = file_permissions_abort, .allocated_size = file_allocated_size, .info = file_info,  \
+    .reopen_prepare = file_reopen_prepare, .reopen_options = reopen_options, .pr_execute = file_pr_execute, \
+    .stats = file_stats
 
 extern const Driver driver_file, driver_host_device;
 const Driver driver_file = {.name = "file", FILE_DRIVER, .create = file_create};

@@ -91,19 +91,19 @@ static uint32_t try_memory(int fd, uint8_t *buffer, uint32_t request)
     return 0;
 }
 
-static int probe_direct(const Node *node, uint32_t *ret_request, uint32_t *ret_memory, Error *err)
+static int probe_direct(const Node *node, int fd, uint32_t *ret_request, uint32_t *ret_memory, Error *err)
 {
     FileState *s = node->state;
     AUTO_FREE uint8_t *buffer = NULL;
     uint32_t request, memory;
 
-    if (ask_kernel(s->fd, ret_request, ret_memory))
+    if (ask_kernel(fd, ret_request, ret_memory))
         return 0;
     buffer = mem_try_aligned(PROBE_MAX, 2 * PROBE_MAX);
     if (!buffer)
         return err_set(err, -ENOMEM, "Out of memory");
-    request = try_request(s->fd, s->type, buffer);
-    memory = request ? try_memory(s->fd, buffer, MIN(request, (uint32_t)PROBE_MAX)) : 0;
+    request = try_request(fd, s->type, buffer);
+    memory = request ? try_memory(fd, buffer, MIN(request, (uint32_t)PROBE_MAX)) : 0;
     if (!request || !memory || request > PROBE_MAX) {
         err_set(err, -EINVAL, "Could not find working O_DIRECT alignment");
         err_hint(err, "Try cache.direct=off");
@@ -114,18 +114,18 @@ static int probe_direct(const Node *node, uint32_t *ret_request, uint32_t *ret_m
     return 0;
 }
 
-int file_probe_limits(const Node *node, NodeLimits *ret_limits, Error *err)
+int file_probe_limits(const Node *node, int fd, NodeLimits *ret_limits, Error *err)
 {
     FileState *s = node->state;
     NodeLimits limits = {.request_alignment = 1, .memory_alignment = 1};
     int sector, r;
 
     if (node->direct && !s->memory) {
-        r = probe_direct(node, &limits.request_alignment, &limits.memory_alignment, err);
+        r = probe_direct(node, fd, &limits.request_alignment, &limits.memory_alignment, err);
         if (r < 0)
             return r;
     }
-    if (s->type == S_IFBLK && ioctl(s->fd, BLKSSZGET, &sector) == 0 && sector > 0)
+    if (s->type == S_IFBLK && ioctl(fd, BLKSSZGET, &sector) == 0 && sector > 0)
         limits.write_zeroes_alignment = limits.discard_alignment = (uint32_t)sector;
     *ret_limits = limits;
     return 0;

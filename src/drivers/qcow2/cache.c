@@ -6,6 +6,7 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2-priv.h"
 
+#include <assert.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 
@@ -37,6 +38,20 @@ void cache_done(Cache *c)
     free(c->entries);
     free(c->buckets);
     *c = (Cache){0};
+}
+
+void cache_swap(Cache *a, Cache *b)
+{
+    Cache was = *a;
+
+    assert(
+        list_empty(&a->dirty) && list_empty(&a->frozen) && list_empty(&b->dirty) && list_empty(&b->frozen));
+    *a = *b;
+    *b = was;
+    list_init(&a->dirty);
+    list_init(&a->frozen);
+    list_init(&b->dirty);
+    list_init(&b->frozen);
 }
 
 /* ---- Buffers ---- */

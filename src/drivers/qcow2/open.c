@@ -239,7 +239,7 @@ static int check_sizes(const BlockdevOptionsQcow2 *o, Error *err)
     return 0;
 }
 
-static int read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
+int image_read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
 {
     uint64_t interval =
         o->has_cache_clean_interval ? (uint64_t)o->cache_clean_interval : DEFAULT_CLEAN_SECONDS;
@@ -262,7 +262,13 @@ static int read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     return check_sizes(o, err);
 }
 
-static int init_caches(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
+void image_set_slices(Qcow2 *q)
+{
+    q->slice_l2_bits = q->l2.slice_bits - (q->extended ? 4 : 3);
+    q->slice_rc_bits = q->refcounts.slice_bits + 3 - q->refcount_order;
+}
+
+int image_init_caches(Qcow2 *q, const BlockdevOptionsQcow2 *o, Cache *l2, Cache *refcounts, Error *err)
 {
     unsigned slice_bits = 0, block_bits = MIN(q->cluster_bits, 12U);
     CacheSizes sizes = {0};
@@ -272,11 +278,9 @@ static int init_caches(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
         return r;
     while (UINT64_C(1) << slice_bits < sizes.slice)
         slice_bits++;
-    q->slice_l2_bits = slice_bits - (q->extended ? 4 : 3);
-    q->slice_rc_bits = block_bits + 3 - q->refcount_order;
-    r = cache_init(&q->l2, q, slice_bits, sizes.l2, sync_writeback);
+    r = cache_init(l2, q, slice_bits, sizes.l2, sync_writeback);
     if (r == 0)
-        r = cache_init(&q->refcounts, q, block_bits, sizes.refcounts, sync_refcounts);
+        r = cache_init(refcounts, q, block_bits, sizes.refcounts, sync_refcounts);
     return r < 0 ? err_set(err, r, "Could not allocate the metadata caches") : 0;
 }
 
@@ -487,7 +491,7 @@ static int repair_dirty(Qcow2 *q, Error *err)
     return 0;
 }
 
-static int start_writing(Qcow2 *q, Error *err)
+static int start_steps(Qcow2 *q, Error *err)
 {
     int r;
 
@@ -500,6 +504,34 @@ static int start_writing(Qcow2 *q, Error *err)
     if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY))
         r = repair_dirty(q, err);
     return r;
+}
+
+static void forget_writing(Qcow2 *q)
+{
+    q->writable = false;
+    metaset_done(&q->meta);
+    free(TAKE(q->rt));
+}
+
+int image_start_writing(Node *node, Error *err)
+{
+    Qcow2 *q = node->state;
+    int r = start_steps(q, err);
+
+    if (r < 0)
+        forget_writing(q);
+    return r;
+}
+
+int image_stop_writing(Node *node, Error *err)
+{
+    Qcow2 *q = node->state;
+    int r = sync_close(q);
+
+    if (r < 0)
+        return err_set_errno(err, r, "Could not write the metadata of node '%s'", node->name);
+    forget_writing(q);
+    return 0;
 }
 
 /* ---- Open and close ---- */
@@ -525,11 +557,13 @@ static int open_steps(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     if (r < 0)
         return r;
     derive(q);
-    r = read_options(q, o, err);
+    r = image_read_options(q, o, err);
     if (r == 0)
-        r = init_caches(q, o, err);
-    if (r == 0)
-        r = open_data_file(q, o, err);
+        r = image_init_caches(q, o, &q->l2, &q->refcounts, err);
+    if (r < 0)
+        return r;
+    image_set_slices(q);
+    r = open_data_file(q, o, err);
     if (r == 0)
         r = load_l1(q, err);
     if (r == 0 && q->header.snapshots && !q->node->for_check)
@@ -537,8 +571,9 @@ static int open_steps(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     if (r < 0)
         return r;
     set_node(q);
+    q->file_node = edge_node(q->file);
     if (!q->node->read_only)
-        r = start_writing(q, err);
+        r = image_start_writing(q->node, err);
     return r == 0 && !q->node->for_check ? open_backing(q, o, err) : r;
 }
 
@@ -582,10 +617,10 @@ void image_done(Qcow2 *q)
 
 void image_close(Node *node)
 {
+    AUTO_ERROR Error err = ERROR_INIT;
     Qcow2 *q = node->state;
 
-    if (q->writable && !q->corrupt)
-        (void)!sync_close(
-            q); /* what cannot be written any more is leaked clusters at worst, or was reported by flush */
+    if (q->writable && !q->corrupt) /* failing leaves leaked clusters at worst, or was reported by flush */
+        (void)!image_stop_writing(node, &err);
     image_done(q);
 }

@@ -73,6 +73,7 @@
 #include <stdatomic.h>
 
 typedef struct Qcow2 Qcow2;
+typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2; /* generated */
 
 /* ---- Cache of table slices (cache.c) ---- */
 
@@ -105,6 +106,8 @@ typedef struct Cache {
 int cache_init(
     Cache *c, Qcow2 *q, unsigned slice_bits, uint64_t max_bytes, int (*make_room)(Qcow2 *)) MUST_CHECK;
 void cache_done(Cache *c);
+/* Exchanges the contents of two caches that hold nothing dirty. */
+void cache_swap(Cache *a, Cache *b);
 /* The slice at offset, read if need be; valid until the next wait. */
 int cache_get_slow(Cache *c, uint64_t offset, CacheEntry **ret_entry) MUST_CHECK;
 /* Must be called before each change of a slice; returns the table to change and marks it dirty. Does not
@@ -245,6 +248,8 @@ typedef struct Away {
 
 struct Qcow2 {
     Node *node;
+    Node *file_node;            /* whose contents are in memory */
+    struct Qcow2Before *before; /* a reopening; reopen.c */
     Edge *file;
     Edge *data; /* == file unless there is an external data file */
     Qcow2Header header;
@@ -323,6 +328,13 @@ int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes) MUST_CHECK;
 int image_corrupt(Qcow2 *q, bool fatal, int64_t offset, int64_t size, const char *fmt, ...) PRINTF(5, 6);
 int image_open(Node *node, const BlockdevOptions *options, Error *err) MUST_CHECK;
 void image_close(Node *node);
+int image_start_writing(Node *node, Error *err) MUST_CHECK;
+int image_stop_writing(Node *node, Error *err) MUST_CHECK;
+/* Options that can change; those of the caches are put into force by making caches. */
+int image_read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err) MUST_CHECK;
+int image_init_caches(
+    Qcow2 *q, const BlockdevOptionsQcow2 *o, Cache *l2, Cache *refcounts, Error *err) MUST_CHECK;
+void image_set_slices(Qcow2 *q);
 void image_done(Qcow2 *q);
 /* Nothing more is done with the image: what the file holds is not what memory says. */
 void image_refuse(Qcow2 *q);
@@ -340,6 +352,13 @@ int check_run(Qcow2 *q, unsigned fix, CheckResult *ret_result, Error *err) MUST_
 int check_run_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;
 /* Walks the snapshot table. */
 int image_check_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
+
+/* ---- reopen.c ---- */
+
+int image_reopen_prepare(Node *node, const BlockdevOptions *options, Error *err) MUST_CHECK;
+void image_reopen_commit(Node *node);
+void image_reopen_abort(Node *node);
+extern const char *const image_reopen_options[];
 
 /* ---- map.c ---- */
 

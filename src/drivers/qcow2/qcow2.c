@@ -184,5 +184,11 @@ const Driver driver_qcow2 = {
     .check = check_run_node,
     .create = image_create,
     .amend = image_amend,
+    .reopen_prepare = image_reopen_prepare,
+    .reopen_commit = image_reopen_commit,
+    .reopen_abort = image_reopen_abort,
+    .reopen_options = image_reopen_options,
+    .start_writing = image_start_writing,
+    .stop_writing = image_stop_writing,
     .probe = image_probe,
 };

@@ -15,6 +15,10 @@
 typedef struct RawState {
     uint64_t offset;
     bool has_size; /* node->size is the user's */
+    struct {
+        uint64_t offset, size;
+        bool has_size;
+    } before; /* a reopening */
 } RawState;
 
 static bool is_window(const Node *node)
@@ -57,26 +61,71 @@ static int check_ranges(const BlockdevOptionsRaw *o, Error *err)
     return 0;
 }
 
+static void raw_refresh_size(Node *node)
+{
+    const RawState *s = node->state;
+    uint64_t child_size = node_size(edge_node(node->file));
+
+    if (!s->has_size)
+        node->size = child_size > s->offset ? child_size - s->offset : 0;
+}
+
+static void set_options(RawState *s, const BlockdevOptionsRaw *o)
+{
+    s->offset = o->has_offset ? (uint64_t)o->offset : 0;
+    s->has_size = o->has_size;
+}
+
+static unsigned child_roles(const Node *node)
+{
+    return (is_window(node) ? EDGE_DATA : EDGE_FILTERED) | EDGE_PRIMARY;
+}
+
 static int raw_open(Node *node, const BlockdevOptions *options, Error *err)
 {
     const BlockdevOptionsRaw *o = &options->u.raw;
-    RawState *s = node->state;
-    unsigned role;
     Edge *file;
     int r = check_ranges(o, err);
 
     if (r < 0)
         return r;
-    s->offset = o->has_offset ? (uint64_t)o->offset : 0;
-    s->has_size = o->has_size;
-    role = is_window(node) ? EDGE_DATA : EDGE_FILTERED;
-    r = node_open_child(node, "file", o->file, role | EDGE_PRIMARY, &file, err);
+    set_options(node->state, o);
+    r = node_open_child(node, "file", o->file, child_roles(node), &file, err);
     if (r < 0)
         return r;
     /* The edge to the child does what the child cannot. */
     node->write_flags = REQ_FUA | REQ_OUTLIVES;
     node->zeroes_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_OUTLIVES;
     return set_window(node, o, err);
+}
+
+static void raw_reopen_abort(Node *node)
+{
+    RawState *s = node->state;
+
+    s->offset = s->before.offset;
+    s->has_size = s->before.has_size;
+    node->size = s->before.size;
+    node_set_child_roles(node->file, child_roles(node));
+}
+
+static int raw_reopen_prepare(Node *node, const BlockdevOptions *options, Error *err)
+{
+    const BlockdevOptionsRaw *o = &options->u.raw;
+    RawState *s = node->state;
+    int r = check_ranges(o, err);
+
+    if (r < 0)
+        return r;
+    s->before.offset = s->offset;
+    s->before.has_size = s->has_size;
+    s->before.size = node->size;
+    set_options(s, o);
+    node_set_child_roles(node->file, child_roles(node));
+    r = set_window(node, o, err);
+    if (r < 0)
+        raw_reopen_abort(node);
+    return r;
 }
 
 static int raw_read(Node *node, uint64_t offset, IoSlice dst)
@@ -184,6 +233,8 @@ static int raw_probe(const uint8_t *header, size_t bytes, const char *filename)
     return 1;
 }
 
+static const char *const reopen_options[] = {"offset", "size", NULL};
+
 extern const Driver driver_raw;
 const Driver driver_raw = {
     .name = "raw",
@@ -197,9 +248,13 @@ const Driver driver_raw = {
     .status = raw_status,
     .pr_execute = raw_pr_execute,
     .resize = raw_resize,
+    .refresh_size = raw_refresh_size,
     .child_permissions = raw_child_permissions,
     .allocated_size = raw_allocated_size,
     .info = raw_info,
     .filename_is_plain = raw_filename_is_plain,
     .probe = raw_probe,
+    .reopen_prepare = raw_reopen_prepare,
+    .reopen_abort = raw_reopen_abort,
+    .reopen_options = reopen_options,
 };
