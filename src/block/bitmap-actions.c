@@ -79,29 +79,15 @@ static int hold(BitmapState *s, Node *node, Error *err)
     return transaction_hold_node(node, &s->hold, err);
 }
 
-static int find_bitmap(const char *node_name, const char *name, DirtyBitmap **ret_bitmap, Error *err)
-{
-    Node *node = node_find(node_name);
-    DirtyBitmap *bitmap;
-
-    if (!node)
-        return err_set(err, -ENOENT, "Node '%s' not found", node_name);
-    bitmap = dirty_bitmap_find(node, name);
-    if (!bitmap)
-        return err_set(err, -ENOENT, "Dirty bitmap '%s' not found", name);
-    *ret_bitmap = bitmap;
-    return 0;
-}
-
 /* The bitmap is there before and after waiting for requests in flight. */
 static int begin(BitmapState *s, const BlockDirtyBitmap *target, unsigned checks, Error *err)
 {
-    int r = find_bitmap(target->node, target->name, &s->bitmap, err);
+    int r = dirty_bitmap_lookup(target->node, target->name, &s->bitmap, err);
 
     if (r == 0)
         r = hold(s, dirty_bitmap_node(s->bitmap), err);
     if (r == 0)
-        r = find_bitmap(target->node, target->name, &s->bitmap, err);
+        r = dirty_bitmap_lookup(target->node, target->name, &s->bitmap, err);
     return r == 0 ? dirty_bitmap_check(s->bitmap, checks, err) : r;
 }
 
@@ -319,8 +305,8 @@ const TransactionKind transaction_kind_block_dirty_bitmap_clear = {
 static int find_source(Node *node, const BlockDirtyBitmapOrStr *source, DirtyBitmap **ret_bitmap, Error *err)
 {
     if (source->type == BLOCK_DIRTY_BITMAP_OR_STR_KIND_LOCAL)
-        return find_bitmap(node->name, source->u.local, ret_bitmap, err);
-    return find_bitmap(source->u.external->node, source->u.external->name, ret_bitmap, err);
+        return dirty_bitmap_lookup(node->name, source->u.local, ret_bitmap, err);
+    return dirty_bitmap_lookup(source->u.external->node, source->u.external->name, ret_bitmap, err);
 }
 
 /* Into a bitmap of its own first, as nothing happens to the target if one of the sources does not fit. */

@@ -176,6 +176,20 @@ DirtyBitmap *dirty_bitmap_find(const Node *node, const char *name)
     return NULL;
 }
 
+int dirty_bitmap_lookup(const char *node_name, const char *name, DirtyBitmap **ret_bitmap, Error *err)
+{
+    Node *node = node_find(node_name);
+    DirtyBitmap *bitmap;
+
+    if (!node)
+        return err_set(err, -ENOENT, "Node '%s' not found", node_name);
+    bitmap = dirty_bitmap_find(node, name);
+    if (!bitmap)
+        return err_set(err, -ENOENT, "Dirty bitmap '%s' not found", name);
+    *ret_bitmap = bitmap;
+    return 0;
+}
+
 DirtyBitmap *dirty_bitmap_find_in_chain(const Node *node, const char *name)
 {
     DirtyBitmap *found = NULL;

@@ -35,6 +35,9 @@ void dirty_bitmap_free(DirtyBitmap *bitmap);
 DirtyBitmap *dirty_bitmap_find(const Node *node, const char *name);
 /* Of node or the nearest one below whose data show through it: through filters and backing files. */
 DirtyBitmap *dirty_bitmap_find_in_chain(const Node *node, const char *name);
+/* The bitmap that users name, with the texts that they know. */
+int dirty_bitmap_lookup(
+    const char *node_name, const char *name, DirtyBitmap **ret_bitmap, Error *err) MUST_CHECK;
 /* Walks over the bitmaps of a node, newest first, anonymous ones among them; after NULL: the first. NULL at
  * the end. */
 DirtyBitmap *dirty_bitmap_next(const Node *node, const DirtyBitmap *after);

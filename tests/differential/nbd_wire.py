@@ -201,6 +201,7 @@ def marked(name, *contexts, extended=False):
         *MARKS,
         *BITMAP_STATUS,
         NODES,
+        *[qmp('x-debug-block-dirty-bitmap-sha256', node='null', name=one) for one in ('fine', 'coarse', 'off')],
     )
 
 

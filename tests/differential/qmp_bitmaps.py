@@ -23,6 +23,10 @@ def do(verb, name, on='n'):
     return q(f'block-dirty-bitmap-{verb}', node=on, name=name)
 
 
+def sha256(name, on='n'):
+    return q('x-debug-block-dirty-bitmap-sha256', node=on, name=name)
+
+
 def merge(target, *bitmaps, on='n'):
     return q('block-dirty-bitmap-merge', node=on, target=target, bitmaps=list(bitmaps))
 
@@ -276,6 +280,21 @@ CASES = [
             do('remove', 'b'),
             q('nbd-server-stop'),
             NODES,
+        ],
+    ),
+    Qmps(
+        'bitmap-digest',
+        lines=[
+            q('blockdev-add', driver='file', node_name='n', filename='raw.img'),
+            *[add(f'b{size}', granularity=size) for size in (512, 4096, 1 << 20, 1 << 31)],
+            *[sha256(f'b{size}') for size in (512, 4096, 1 << 20, 1 << 31)],
+            q('block_resize', node_name='n', size=0),
+            sha256('b512'),
+            q('block_resize', node_name='n', size=33000),
+            sha256('b512'),
+            sha256('b4096'),
+            sha256('x'),
+            sha256('x', on='x'),
         ],
     ),
 ]

@@ -32,26 +32,12 @@ static int find_local(const NbdExport *nbd, const char *name, DirtyBitmap **ret_
     return 0;
 }
 
-static int find_external(const BlockDirtyBitmap *external, DirtyBitmap **ret_bitmap, Error *err)
-{
-    Node *node = node_find(external->node);
-    DirtyBitmap *bitmap;
-
-    if (!node)
-        return err_set(err, -ENOENT, "Node '%s' not found", external->node);
-    bitmap = dirty_bitmap_find(node, external->name);
-    if (!bitmap)
-        return err_set(err, -ENOENT, "Dirty bitmap '%s' not found", external->name);
-    *ret_bitmap = bitmap;
-    return 0;
-}
-
 static int find(
     const NbdExport *nbd, const BlockDirtyBitmapOrStr *option, DirtyBitmap **ret_bitmap, Error *err)
 {
     return option->type == BLOCK_DIRTY_BITMAP_OR_STR_KIND_LOCAL
                ? find_local(nbd, option->u.local, ret_bitmap, err)
-               : find_external(option->u.external, ret_bitmap, err);
+               : dirty_bitmap_lookup(option->u.external->node, option->u.external->name, ret_bitmap, err);
 }
 
 /* Naming a bitmap twice is no mistake. */
