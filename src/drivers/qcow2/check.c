@@ -117,12 +117,10 @@ static int reload(Qcow2 *q, Error *err)
 
 static int mark_sound(Qcow2 *q, Error *err)
 {
-    uint64_t bits = QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT;
-    int r;
+    int r = q->header.version < 3
+                ? 0
+                : image_change_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT);
 
-    if (q->header.version < 3 || !(q->header.incompatible & bits))
-        return 0;
-    r = image_write_incompatible(q, q->header.incompatible & ~bits);
     return r < 0 ? err_set_errno(err, r, "Could not update qcow2 header") : 0;
 }
 

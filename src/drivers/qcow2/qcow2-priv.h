@@ -19,6 +19,9 @@
  *
  * New L2 tables, refcount blocks and refcount tables are written in full before anything points to them.
  *
+ * With lazy refcounts the image is marked dirty before the first allocation, and step 1 is only the flush:
+ * refcounts are right again when the image is closed, or when a dirty one is repaired (check.c).
+ *
  * ---- The end of the process ----
  *
  * A write with REQ_OUTLIVES is answered when its mapping has been written to the file, where the kernel keeps
@@ -265,7 +268,8 @@ struct Qcow2 {
     bool corrupt;                          /* fatal: all further requests are refused */
     bool preallocated, preallocated_known; /* see status.c */
     bool reported;                         /* corruption: later events are suppressed */
-    bool checking;                         /* a check runs: nobody else may change anything */
+    bool refcounts_lag; /* lazy: the image was marked dirty here, refcounts wait for the end */
+    bool checking;      /* a check runs: nobody else may change anything */
     bool pass_discard_request, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;
@@ -292,7 +296,7 @@ struct Qcow2 {
 
     Cache l2, refcounts;
     MetaSet meta;
-    CoMutex l2_lock, refcount_lock, writeback_lock;
+    CoMutex l2_lock, refcount_lock, writeback_lock, header_lock;
     List allocs;
     SharedRun writeback, publish;
     bool mapping_unsynced; /* slices were written, but not flushed */
@@ -343,8 +347,8 @@ int image_prepare_writes(Qcow2 *q, Error *err) MUST_CHECK;
 /* The refcount table, if it is not in memory yet. */
 int image_load_reftable(Qcow2 *q) MUST_CHECK;
 int image_create(const BlockdevCreateOptions *options, Error *err) MUST_CHECK;
-/* Replaces the incompatible feature bits, durably. */
-int image_write_incompatible(Qcow2 *q, uint64_t bits) MUST_CHECK;
+/* Changes incompatible feature bits, durably; nothing is written when they are so already. */
+int image_change_incompatible(Qcow2 *q, uint64_t set, uint64_t clear) MUST_CHECK;
 /* check.c: compares refcounts and references, and corrects what fix (CheckFix) says. Nothing else uses the
  * image, and nothing in memory waits for being written. */
 int check_run(Qcow2 *q, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;

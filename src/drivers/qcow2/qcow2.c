@@ -63,11 +63,13 @@ void image_refuse(Qcow2 *q)
     away_forget(q); /* reads on other loops come home and are told */
 }
 
-int image_write_incompatible(Qcow2 *q, uint64_t bits)
+static int change_incompatible(Qcow2 *q, uint64_t bits)
 {
     uint8_t bytes[8];
     int r;
 
+    if (bits == q->header.incompatible)
+        return 0;
     put_be64(bytes, bits);
     r = edge_pwrite(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes), 0);
     if (r == 0)
@@ -77,12 +79,20 @@ int image_write_incompatible(Qcow2 *q, uint64_t bits)
     return r;
 }
 
+int image_change_incompatible(Qcow2 *q, uint64_t set, uint64_t clear)
+{
+    int r;
+
+    co_mutex_lock_shielded(&q->header_lock);
+    r = change_incompatible(q, (q->header.incompatible | set) & ~clear);
+    co_mutex_unlock(&q->header_lock);
+    return r;
+}
+
 static void mark_corrupt(Qcow2 *q)
 {
     image_refuse(q);
-    if (q->header.version < 3 || (q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT))
-        return;
-    if (image_write_incompatible(q, q->header.incompatible | QCOW2_INCOMPATIBLE_CORRUPT) < 0)
+    if (q->header.version >= 3 && image_change_incompatible(q, QCOW2_INCOMPATIBLE_CORRUPT, 0) < 0)
         log_warn("qcow2: node '%s' could not be marked corrupt", q->node->name);
 }
 

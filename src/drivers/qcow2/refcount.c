@@ -121,6 +121,22 @@ static int64_t take_from_slice(Qcow2 *q, uint64_t *cluster, uint64_t want)
     return end - first;
 }
 
+/*
+ * Before an allocation. Refcounts that are kept lazily are written when the image is closed; the dirty bit
+ * tells whoever finds the image before that not to trust them.
+ */
+static int prepare_alloc(Qcow2 *q)
+{
+    int r;
+
+    if (!q->lazy_refcounts || q->refcounts_lag)
+        return 0;
+    r = image_change_incompatible(q, QCOW2_INCOMPATIBLE_DIRTY, 0);
+    if (r == 0)
+        q->refcounts_lag = true;
+    return r;
+}
+
 static int check_table(Qcow2 *q)
 {
     if (UNLIKELY(q->rt_twice))
@@ -217,7 +233,9 @@ int refcount_alloc(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
     if (q->frees[FREE_READY].count)
         (void)!free_reclaim(q);
     co_mutex_lock_shielded(&q->refcount_lock);
-    r = q->reserves ? take_from_reserve(q, want, ret_run) : alloc_locked(q, want, ret_run);
+    r = prepare_alloc(q);
+    if (r == 0)
+        r = q->reserves ? take_from_reserve(q, want, ret_run) : alloc_locked(q, want, ret_run);
     co_mutex_unlock(&q->refcount_lock);
     return r;
 }
@@ -287,7 +305,9 @@ int refcount_alloc_exact(Qcow2 *q, uint64_t count, uint64_t *ret_offset)
     int r;
 
     co_mutex_lock_shielded(&q->refcount_lock);
-    r = alloc_exact_locked(q, count, ret_offset);
+    r = prepare_alloc(q);
+    if (r == 0)
+        r = alloc_exact_locked(q, count, ret_offset);
     co_mutex_unlock(&q->refcount_lock);
     return r;
 }
@@ -340,7 +360,9 @@ int refcount_alloc_bytes(Qcow2 *q, uint32_t bytes, uint64_t *ret_offset)
     int r;
 
     co_mutex_lock_shielded(&q->refcount_lock);
-    r = extend_compressed(q, bytes, ret_offset);
+    r = prepare_alloc(q);
+    if (r == 0)
+        r = extend_compressed(q, bytes, ret_offset);
     if (r == -ENOSPC) {
         r = alloc_locked(q, 1, &run);
         if (r == 0)

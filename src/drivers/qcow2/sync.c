@@ -81,7 +81,7 @@ static int write_groups(Qcow2 *q)
     int r;
 
     q->mapping_unsynced = true;
-    r = sync_refcounts(q);
+    r = q->refcounts_lag ? 0 : sync_refcounts(q);
     if (r == 0)
         r = flush_children(q);
     if (r < 0) {
@@ -195,5 +195,11 @@ int sync_close(Qcow2 *q)
     r = free_reclaim(q);
     if (r == 0)
         r = sync_refcounts(q);
-    return r < 0 ? r : edge_flush(q->file);
+    if (r == 0)
+        r = edge_flush(q->file);
+    if (r == 0 && q->refcounts_lag)
+        r = image_change_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY);
+    if (r == 0)
+        q->refcounts_lag = false;
+    return r;
 }

@@ -215,6 +215,7 @@ typedef struct Shape {
     int refcount_bits;
     bool extended, backing, data_file;
     bool tiny; /* caches that hold next to nothing */
+    bool lazy;
 } Shape;
 
 static BlockdevRef any_file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
@@ -230,6 +231,8 @@ static void make_image(const Shape *shape, uint64_t size)
                                          .cluster_size = shape->cluster_size,
                                          .has_refcount_bits = true,
                                          .refcount_bits = shape->refcount_bits,
+                                         .has_lazy_refcounts = true,
+                                         .lazy_refcounts = shape->lazy,
                                          .has_extended_l2 = true,
                                          .extended_l2 = shape->extended}};
     MemFile *made;
@@ -364,6 +367,8 @@ static void test_power_cuts(void **state)
         {.cluster_size = 65536, .refcount_bits = 16, .extended = true},
         {.cluster_size = 512, .refcount_bits = 16, .tiny = true},
         {.cluster_size = 4096, .refcount_bits = 16, .backing = true},
+        {.cluster_size = 4096, .refcount_bits = 16, .lazy = true},
+        {.cluster_size = 512, .refcount_bits = 64, .lazy = true, .tiny = true},
         {.cluster_size = 4096, .refcount_bits = 16, .data_file = true},
         {.cluster_size = 512, .refcount_bits = 64, .backing = true, .tiny = true},
         {.cluster_size = 16384, .refcount_bits = 16, .extended = true, .backing = true, .tiny = true},
