@@ -196,7 +196,8 @@ static int reach_reserve(Qcow2 *q)
 
 static int fill_reserve(Qcow2 *q)
 {
-    int r = alloc_locked(q, MAX(RESERVE_BYTES >> q->cluster_bits, UINT64_C(1)), &q->reserve);
+    uint64_t bytes = MIN(RESERVE_BYTES, q->header.size); /* a small disk never needs so much */
+    int r = alloc_locked(q, MAX(bytes >> q->cluster_bits, UINT64_C(1)), &q->reserve);
 
     if (r < 0)
         return r;
