@@ -278,7 +278,7 @@ static const Operation operations[] = {
     {"flush", 6, false, op_flush},
     {"status", 3, false, op_status},
     {"faults", 2, false, op_faults},
-    {"resize", 1, true, op_resize},
+    {"resize", 2, true, op_resize},
     {"reopen", 1, true, op_reopen},
 };
 

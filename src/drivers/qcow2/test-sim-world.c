@@ -22,7 +22,7 @@ bool one_in(uint64_t n)
 
 static uint64_t draw_cluster(bool extended)
 {
-    if (one_in(100))
+    if (one_in(300))
         return ANY_OF(256 * KIB, 512 * KIB, 2 * MIB);
     if (extended)
         return ANY_OF(16384, 16384, 32768, 65536);
