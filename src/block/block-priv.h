@@ -15,6 +15,8 @@ typedef struct NodePrivate {
     List children;   /* Edge.parent_link */
     bool monitor_owned;
     unsigned held;            /* node_hold() */
+    unsigned drained;         /* node_drain_begin(); main loop */
+    CoMutex resizing;         /* main loop */
     Node *origin;             /* the parent that has opened it and hands options down to it; or NULL */
     bool loses_writing;       /* a reopening is making it read-only */
     unsigned visited;         /* permission.c */
@@ -112,6 +114,11 @@ void graph_change_end(void);
 char *permission_names(unsigned perm);
 
 /* ---- Drain (drain.c) ---- */
+
+/* An edge has been put into the graph, or is about to leave it, while nodes below are drained. With the graph
+ * lock. */
+void edge_inherit_drains(Edge *edge);
+void edge_disinherit_drains(Edge *edge);
 
 /* Keeps new requests out of a root edge, waits for those in flight, lets new ones in. Nests. Main loop. */
 void edge_close_gate(Edge *edge);

@@ -82,9 +82,45 @@ static void for_each_root(Node *node, void (*fn)(Edge *edge))
     }
 }
 
+/* Drains that a root edge on node would wait for: one for each way down to a drained node, as for_each_root()
+ * goes up each. */
+static unsigned drains_below(const Node *node)
+{
+    unsigned count = node->private->drained;
+
+    LIST_FOREACH (link, &node->private->children)
+        count += drains_below(LIST_ENTRY(link, Edge, parent_link)->node);
+    return count;
+}
+
+static void for_each_root_above(Edge *edge, void (*fn)(Edge *edge))
+{
+    if (edge->parent)
+        for_each_root(edge->parent, fn);
+    else
+        fn(edge);
+}
+
+void edge_inherit_drains(Edge *edge)
+{
+    unsigned count = drains_below(edge->node);
+
+    for (unsigned i = 0; i < count; i++)
+        for_each_root_above(edge, edge_close_gate);
+    if (count)
+        for_each_root_above(edge, edge_wait_until_idle);
+}
+
+void edge_disinherit_drains(Edge *edge)
+{
+    for (unsigned count = drains_below(edge->node); count; count--)
+        for_each_root_above(edge, edge_open_gate);
+}
+
 void node_drain_begin(Node *node)
 {
     graph_change_begin();
+    node->private->drained++;
     for_each_root(node, edge_close_gate);
     for_each_root(node, edge_wait_until_idle);
     graph_change_end();
@@ -93,6 +129,7 @@ void node_drain_begin(Node *node)
 void node_drain_end(Node *node)
 {
     graph_change_begin();
+    node->private->drained--;
     for_each_root(node, edge_open_gate);
     graph_change_end();
 }

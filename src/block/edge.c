@@ -30,10 +30,13 @@ void edge_attach(Edge *edge, Node *node)
     list_prepend(&node->private->parents, &edge->node_link);
     if (edge->parent)
         list_append(&edge->parent->private->children, &edge->parent_link);
+    edge_inherit_drains(edge);
 }
 
 void edge_detach(Edge *edge)
 {
+    if (edge->parent)
+        edge_disinherit_drains(edge);
     if (edge->parent && edge->node->private->origin == edge->parent)
         edge->node->private->origin = NULL;
     list_remove(&edge->node_link);
@@ -49,9 +52,11 @@ void edge_retarget(Edge *edge, Node *node)
             edge->lanes[i]->stats = (EdgeStats){0};
     if (edge->node->private->origin == edge->parent)
         edge->node->private->origin = NULL;
+    edge_disinherit_drains(edge);
     list_remove(&edge->node_link);
     edge->node = node;
     list_prepend(&node->private->parents, &edge->node_link);
+    edge_inherit_drains(edge);
 }
 
 static void edge_free(Edge *edge)
@@ -178,6 +183,26 @@ static int resize_on_home(void *arg)
     return node->driver->resize(node, c->size, c->exact, c->prealloc, c->flags, c->err);
 }
 
+/*
+ * For users outside of the graph, on the main loop: drivers resize while nothing else is in flight, and one
+ * at a time. A filter passes the request on, so that is true for what it shows, too.
+ */
+static int resize_drained(ResizeCall *call, Node *node)
+{
+    int r;
+
+    if (!node)
+        return loop_call(call->edge->node->home, resize_on_home, call);
+    node_hold(node);
+    co_mutex_lock_shielded(&node->private->resizing);
+    node_drain_begin(node);
+    r = resize_drained(call, node->file ? node->file->node : NULL);
+    node_drain_end(node);
+    co_mutex_unlock(&node->private->resizing);
+    node_let_go(node);
+    return r;
+}
+
 int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
 {
     ResizeCall call = {
@@ -195,7 +220,7 @@ int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, u
             LIMIT_NODE_BYTES);
     if (!node->driver->resize)
         return err_set(err, -ENOTSUP, "Image format driver does not support resize");
-    r = loop_call(node->home, resize_on_home, &call);
+    r = edge->parent ? loop_call(node->home, resize_on_home, &call) : resize_drained(&call, node);
     if (r == 0 && node->size != old_size)
         node_size_changed(node);
     return r;

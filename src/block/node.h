@@ -109,7 +109,8 @@ typedef enum Preallocation { /* values equal those of the generated PreallocMode
     PREALLOCATION_FULL,
 } Preallocation;
 
-/* exact: a device or file that ends up larger than asked is an error. Needs PERM_RESIZE. */
+/* exact: a device or file that ends up larger than asked is an error. Needs PERM_RESIZE. A root edge's user
+ * calls it on the main loop; requests are drained meanwhile. */
 int edge_resize(
     Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err) MUST_CHECK;
 

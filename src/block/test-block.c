@@ -245,6 +245,91 @@ LOOP_TEST(test_drain_holds_requests_and_waits_for_those_inside)
     return 0;
 }
 
+/* Also an edge that came meanwhile is held, to its node or to one above. */
+LOOP_TEST(test_drain_holds_new_edges)
+{
+    Edge *edge, *late, *above;
+    Writer held[2];
+    CoGroup group;
+
+    block_init();
+    edge = open_strict(1, 0);
+    node_drain_begin(edge_node(edge));
+    late = test_open_root(edge_node(edge), PERM_CONSISTENT_READ);
+    above = test_open_root(
+        test_add("{'driver': 'raw', 'node-name': 'above', 'file': 'strict'}"), PERM_CONSISTENT_READ);
+    held[0] = (Writer){.edge = late};
+    held[1] = (Writer){.edge = above};
+    co_group_init(&group);
+    co_start(&group, "late", reader_body, &held[0]);
+    co_start(&group, "above", reader_body, &held[1]);
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(co_yield (), 0);
+    assert_true(!held[0].byte && !held[1].byte);
+    node_drain_end(edge_node(edge));
+    co_group_join(&group);
+    assert_true(held[0].byte && held[1].byte);
+    edge_close(late);
+    edge_close(above);
+    close_all(edge);
+    return 0;
+}
+
+static bool resizing;
+
+static int disk_resize(
+    Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
+{
+    assert_true(!resizing && !writes_in_flight);
+    resizing = true;
+    for (int i = 0; i < 10; i++)
+        assert_true(co_yield () == 0);
+    assert_true(!writes_in_flight);
+    resizing = false;
+    return 0;
+}
+
+static void write_many(void *arg)
+{
+    uint8_t data[512] = {0};
+
+    for (int i = 0; i < 100; i++)
+        assert_int_equal(edge_pwrite(arg, 0, data, sizeof(data), 0), 0);
+}
+
+static void resize_some(void *arg)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+
+    for (int i = 0; i < 10; i++)
+        assert_int_equal(edge_resize(arg, DISK_BYTES, false, PREALLOCATION_OFF, 0, &err), 0);
+}
+
+/* Directly, and through a filter. */
+LOOP_TEST(test_resizing_is_alone)
+{
+    Driver resizable = strict_driver;
+    Edge *edge, *root, *above;
+    CoGroup group;
+
+    block_init();
+    resizable.resize = disk_resize;
+    edge = open_strict(1, 0);
+    edge_node(edge)->driver = &resizable;
+    root = test_open_root(edge_node(edge), PERM_RESIZE);
+    above =
+        test_open_root(test_add("{'driver': 'raw', 'node-name': 'above', 'file': 'strict'}"), PERM_RESIZE);
+    co_group_init(&group);
+    co_start(&group, "write", write_many, edge);
+    co_start(&group, "resize", resize_some, root);
+    co_start(&group, "resize", resize_some, above);
+    co_group_join(&group);
+    edge_close(root);
+    edge_close(above);
+    close_all(edge);
+    return 0;
+}
+
 /* ---- Graph ---- */
 
 LOOP_TEST(test_names_and_ownership)
@@ -314,6 +399,8 @@ int main(void)
         cmocka_unit_test(test_no_fallback_does_not_write_zeroes),
         cmocka_unit_test(test_requests_are_checked),
         cmocka_unit_test(test_drain_holds_requests_and_waits_for_those_inside),
+        cmocka_unit_test(test_drain_holds_new_edges),
+        cmocka_unit_test(test_resizing_is_alone),
         cmocka_unit_test(test_names_and_ownership),
         cmocka_unit_test(test_permission_conflicts),
         cmocka_unit_test(test_read_only),
