@@ -328,9 +328,9 @@ void map_release(Qcow2 *q, uint64_t entry, bool discard)
 
 /* ---- Requests that change the mapping ---- */
 
-static AllocRange *alloc_find(Qcow2 *q, uint64_t start, uint64_t end)
+static AllocRange *range_find(List *list, uint64_t start, uint64_t end)
 {
-    LIST_FOREACH (link, &q->allocs) {
+    LIST_FOREACH (link, list) {
         AllocRange *range = LIST_ENTRY(link, AllocRange, link);
 
         if (range->start < end && start < range->end)
@@ -341,7 +341,7 @@ static AllocRange *alloc_find(Qcow2 *q, uint64_t start, uint64_t end)
 
 bool alloc_wait(Qcow2 *q, uint64_t start, uint64_t end)
 {
-    AllocRange *range = alloc_find(q, start, end);
+    AllocRange *range = range_find(&q->allocs, start, end);
 
     if (!range)
         return false;
@@ -364,6 +364,20 @@ void alloc_begin(Qcow2 *q, AllocRange *range, uint64_t start, uint64_t end)
 {
     *range = (AllocRange){.start = start, .end = end};
     list_append(&q->allocs, &range->link);
+}
+
+void in_place_begin(Qcow2 *q, AllocRange *range, uint64_t start, uint64_t end)
+{
+    *range = (AllocRange){.start = start, .end = end};
+    list_append(&q->in_place, &range->link);
+}
+
+void in_place_wait(Qcow2 *q, uint64_t start, uint64_t end)
+{
+    AllocRange *range;
+
+    while ((range = range_find(&q->in_place, start, end)))
+        co_cond_wait_shielded(&range->done, NULL);
 }
 
 void alloc_end(AllocRange *range)

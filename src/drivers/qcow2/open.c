@@ -394,6 +394,8 @@ int image_prepare_writes(Qcow2 *q, Error *err)
     if (r < 0)
         return err_set(err, r, "Could not allocate the set of metadata clusters");
     q->fresh_offset = align_up(node_size(edge_node(q->file)), q->cluster_size);
+    /* Who wrote the image last may have been killed: what the file says is not on the disk for sure. */
+    q->mapping_unsynced = true;
     q->writable = true;
     return 0;
 }
@@ -584,6 +586,7 @@ int image_open(Node *node, const BlockdevOptions *options, Error *err)
 
     q->node = node;
     list_init(&q->allocs);
+    list_init(&q->in_place);
     r = open_steps(q, &options->u.qcow2, err);
     if (r < 0)
         image_done(q);

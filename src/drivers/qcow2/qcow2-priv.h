@@ -45,6 +45,8 @@
  * again.
  * - An allocating write registers the guest clusters it changes (AllocRange); others that would change the
  * mapping of these clusters wait for it and start over. Mapped reads and mapped writes never wait for it.
+ * - A cluster may be zeroed or discarded under a write in place. Where it keeps its host cluster, which is
+ * then to be filled anew, the filling waits for such writes: they would show up in the middle of it.
  * - Locks, in this order: l2_lock (a new L2 table), refcount_lock (allocation, decrements), writeback_lock, a
  * cache's write_lock. A write-back takes none of the first two, so that an allocation may need one to make
  * room in a cache.
@@ -223,7 +225,8 @@ typedef struct ClusterRun {
     bool durable; /* its refcounts are on disk */
 } ClusterRun;
 
-/* Guest clusters whose mapping a request is about to change; on the request's stack. */
+/* Guest clusters whose mapping a request is about to change, or guest bytes that it writes in place; on the
+ * request's stack. */
 typedef struct AllocRange {
     List link;
     uint64_t start, end; /* guest offsets */
@@ -298,6 +301,7 @@ struct Qcow2 {
     MetaSet meta;
     CoMutex l2_lock, refcount_lock, writeback_lock, header_lock;
     List allocs;
+    List in_place; /* AllocRanges of writes in place */
     SharedRun writeback, publish;
     bool mapping_unsynced; /* slices were written, but not flushed */
     bool unordered;        /* a mapping in the cache needs something to be durable before it is written */
@@ -409,6 +413,10 @@ bool alloc_wait(Qcow2 *q, uint64_t start, uint64_t end);
 uint64_t alloc_first(Qcow2 *q, uint64_t start, uint64_t end);
 void alloc_begin(Qcow2 *q, AllocRange *range, uint64_t start, uint64_t end);
 void alloc_end(AllocRange *range);
+/* A write to where the mapping says so; ends with alloc_end(), too. */
+void in_place_begin(Qcow2 *q, AllocRange *range, uint64_t start, uint64_t end);
+/* Waits for all that have begun in the range: they may still go where the mapping pointed to before. */
+void in_place_wait(Qcow2 *q, uint64_t start, uint64_t end);
 
 static inline uint64_t in_cluster(const Qcow2 *q, uint64_t offset)
 {

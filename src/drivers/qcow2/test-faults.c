@@ -244,6 +244,126 @@ static void test_concurrent_load(void **state)
     test_run(load_twice, NULL);
 }
 
+/* ---- Killed, and side by side ---- */
+
+static void record_file(void)
+{
+    MemFile *made = mem_file;
+
+    mem_file = mem_file_new(made->data, made->size, true);
+    mem_file_free(made);
+}
+
+/* The kernel keeps what has reached the file. */
+static Node *kill_and_reopen(Node *node)
+{
+    mem_dead = true;
+    test_close(node);
+    mem_dead = false;
+    for (size_t i = 0; i < mem_file->write_count; i++)
+        mem_file->writes[i].completed = true;
+    return reopen(NULL);
+}
+
+static int write_bytes(Node *node, uint64_t at, uint8_t value, uint64_t bytes, unsigned flags)
+{
+    uint8_t data[512];
+    struct iovec iov;
+
+    memset(data, value, sizeof(data));
+    return driver_qcow2.write(node, at, io_slice_of(&iov, data, bytes), flags);
+}
+
+static uint8_t byte_at(Node *node, uint64_t at)
+{
+    uint8_t byte;
+    struct iovec iov;
+
+    assert_int_equal(driver_qcow2.read(node, at, io_slice_of(&iov, &byte, 1)), 0);
+    return byte;
+}
+
+/* The mapping that a killed process has published is not on the disk yet: FUA has to see to that, too. */
+static void fua_after_kill(void *arg)
+{
+    MemFile *live;
+    Node *node;
+
+    make_image(256 * KIB, 16);
+    record_file();
+    node = reopen(NULL);
+    for (uint64_t at = 0; at < 2048; at += 512)
+        assert_int_equal(write_bytes(node, at, 1, 512, REQ_OUTLIVES), 0);
+    node = kill_and_reopen(node);
+    for (uint64_t at = 0; at < 2048; at += 512)
+        assert_int_equal(write_bytes(node, at, 2, 512, REQ_FUA), 0);
+    live = mem_file;
+    mem_file = mem_file_cut(live);
+    mem_dead = true;
+    test_close(node);
+    mem_dead = false;
+    node = reopen(NULL);
+    for (uint64_t at = 0; at < 2048; at += 512)
+        assert_int_equal(byte_at(node, at), 2);
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+    mem_file_free(live);
+}
+
+static void test_fua_after_kill(void **state)
+{
+    for (uint64_t seed = 1; seed <= SEEDS; seed++) {
+        test_random_seed(seed);
+        test_run(fua_after_kill, NULL);
+    }
+}
+
+static void write_first_half(void *node)
+{
+    assert_int_equal(write_bytes(node, 0, 2, 256, 0), 0);
+}
+
+static void write_second_half(void *node)
+{
+    assert_int_equal(write_bytes(node, 256, 3, 256, 0), 0);
+}
+
+/* A write in place is under way while its cluster is zeroed and written again: it does not come back later.
+ */
+static void zero_under_write(void *arg)
+{
+    CoGroup first, second;
+    uint8_t found;
+    Node *node;
+
+    make_image(256 * KIB, 16);
+    node = reopen(NULL);
+    assert_int_equal(write_bytes(node, 0, 1, 512, 0), 0);
+    mem_yields = true;
+    co_group_init(&first);
+    co_group_init(&second);
+    co_start(&first, "first", write_first_half, node);
+    assert_int_equal(co_yield (), 0);
+    assert_int_equal(driver_qcow2.write_zeroes(node, 0, 512, 0), 0);
+    co_start(&second, "second", write_second_half, node);
+    co_group_join(&first);
+    found = byte_at(node, 0);
+    co_group_join(&second);
+    if (found == 0)
+        assert_int_equal(byte_at(node, 0), 0);
+    mem_yields = false;
+    test_close(node);
+    mem_file_free(TAKE(mem_file));
+}
+
+static void test_zero_under_write(void **state)
+{
+    for (uint64_t seed = 1; seed <= SEEDS * 8; seed++) {
+        test_random_seed(seed);
+        test_run(zero_under_write, NULL);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -252,6 +372,8 @@ int main(void)
         cmocka_unit_test(test_shrink),
         cmocka_unit_test(test_compressed_overlap),
         cmocka_unit_test(test_concurrent_load),
+        cmocka_unit_test(test_fua_after_kill),
+        cmocka_unit_test(test_zero_under_write),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

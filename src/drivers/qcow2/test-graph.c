@@ -407,7 +407,7 @@ static void truncate_file(MemFile *file, uint64_t size)
 int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
 {
     if (size > mem_limit)
-        return err_set(err, -ENOSPC, "too large");
+        return err_set(err, fail(-ENOSPC), "too large");
     mem_file_reserve(edge->mem, size);
     if (size < edge->mem->size)
         truncate_file(edge->mem, size);

@@ -383,6 +383,8 @@ static int write_new(Qcow2 *q, uint64_t offset, IoSlice src, size_t *ret_bytes)
         alloc_end(&w.range);
         return r;
     }
+    if (w.keep || q->data_file)
+        in_place_wait(q, w.fill_start, w.fill_end);
     r = find_order(q, &w);
     if (r == 0)
         r = fill(q, &w, io_slice_part(src, 0, w.end - w.offset));
@@ -395,14 +397,18 @@ static int write_new(Qcow2 *q, uint64_t offset, IoSlice src, size_t *ret_bytes)
     return r;
 }
 
-static int write_in_place(Qcow2 *q, const Map *map, IoSlice src, unsigned flags, Kept *kept)
+static int write_in_place(Qcow2 *q, const Map *map, uint64_t offset, IoSlice src, unsigned flags, Kept *kept)
 {
     int r = q->data_file ? 0 : write_overlap_check(q, map->host, map->bytes, 0);
+    AllocRange range;
 
     if (UNLIKELY(r < 0))
         return r;
     *kept = MIN(*kept, map->kept);
-    return edge_write(q->data, map->host, src, *kept == KEPT_ON_DISK ? flags & REQ_FUA : 0);
+    in_place_begin(q, &range, offset, offset + src.bytes);
+    r = edge_write(q->data, map->host, src, *kept == KEPT_ON_DISK ? flags & REQ_FUA : 0);
+    alloc_end(&range);
+    return r;
 }
 
 int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, Kept *ret_kept)
@@ -419,7 +425,7 @@ int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, Kept *re
             return r;
         if (LIKELY(map.type == QCOW2_TYPE_NORMAL && map.copied)) {
             bytes = map.bytes;
-            r = write_in_place(q, &map, io_slice_part(src, done, bytes), flags, ret_kept);
+            r = write_in_place(q, &map, offset + done, io_slice_part(src, done, bytes), flags, ret_kept);
         } else {
             *ret_kept = KEPT_IN_MEMORY;
             r = write_new(q, offset + done, io_slice_part(src, done, src.bytes - done), &bytes);
