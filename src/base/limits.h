@@ -15,7 +15,9 @@
 #define LIMIT_DIRTY_BITMAP_BYTES (1 * GIB)
 /* Largest alignment that a device may ask requests to have. */
 #define LIMIT_REQUEST_ALIGNMENT (64 * MIB)
-/* Memory that the check of an image may take for counting, and bytes of its snapshots' L1 tables in all. */
+/* Memory that the check of an image may take for counting, bytes of its snapshots' L1 tables in all, and
+ * clusters of the file: 8 TiB of the smallest ones. */
+#define LIMIT_CHECK_CLUSTERS (UINT64_C(1) << 34)
 #define LIMIT_CHECK_BYTES (1 * GIB)
 #define LIMIT_CHECK_L1_BYTES (16 * GIB)
 /* Extra data of an entry of the snapshot table, and the table (the reference's limits). */

@@ -144,6 +144,21 @@ static int write_block(Check *c, const BlockRun *run, uint64_t block)
     return edge_pwrite(c->q->file, block + start, run->table + start, end - start, 0);
 }
 
+/* A page of clusters that nothing refers to and nothing counts. */
+static bool is_unused(const Check *c, const BlockRun *run, uint64_t cluster)
+{
+    size_t bytes = ((size_t)1 << c->counts.page_bits << c->q->refcount_order) / 8;
+    const uint8_t *counters;
+    uint64_t ignored;
+
+    if (counts_get(&c->counts, cluster, &ignored))
+        return false;
+    if (!run->table)
+        return true;
+    counters = run->table + ((cluster - run->first) << c->q->refcount_order) / 8;
+    return !counters[0] && memcmp(counters, counters + 1, bytes - 1) == 0;
+}
+
 static int compare_block(Check *c, uint64_t index, uint8_t *buffer)
 {
     const Qcow2 *q = c->q;
@@ -155,9 +170,17 @@ static int compare_block(Check *c, uint64_t index, uint8_t *buffer)
         unknown_block(c, first, end);
         return 0;
     }
-    for (uint64_t cluster = first; cluster < end; cluster++) {
-        compare_cluster(c, &run, cluster);
-        refcount_breathe(&steps, 4);
+    for (uint64_t cluster = first; cluster < end;) {
+        uint64_t page_end = MIN(end, cluster + (UINT64_C(1) << c->counts.page_bits));
+
+        refcount_breathe(&steps, 64);
+        if (is_unused(c, &run, cluster)) {
+            cluster = page_end;
+            continue;
+        }
+        for (; cluster < page_end; cluster++)
+            compare_cluster(c, &run, cluster);
+        refcount_breathe(&steps, 4096);
     }
     return write_block(c, &run, block);
 }

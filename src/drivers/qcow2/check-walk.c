@@ -9,6 +9,8 @@
 /* Tables that are read at the same time. */
 #define WORKERS 8
 #define L1_PIECE_ENTRIES 8192
+/* Reading this much takes longer than asking whether it is a hole. */
+#define WORTH_ASKING (64 * KIB)
 
 #define L1_RESERVED UINT64_C(0x7f000000000001ff)
 #define L2_RESERVED UINT64_C(0x3f000000000001fe)
@@ -153,6 +155,18 @@ typedef struct TableRun {
     int result;
 } TableRun;
 
+/* The file has nothing where a table should be: a sparse file may be enormous. */
+static bool is_empty(Check *c, uint64_t offset)
+{
+    BlockStatus status;
+
+    if (offset >= c->file_bytes)
+        return true;
+    return c->q->cluster_size >= WORTH_ASKING && c->file_bytes - offset >= c->q->cluster_size &&
+           edge_status(c->q->file, offset, c->q->cluster_size, &status) == 0 &&
+           (status.flags & BLOCK_STATUS_ZERO) && status.bytes == c->q->cluster_size;
+}
+
 static int do_table(TableRun *run, uint64_t key, uint8_t *buffer)
 {
     Check *c = run->c;
@@ -161,6 +175,8 @@ static int do_table(TableRun *run, uint64_t key, uint8_t *buffer)
 
     if (r < 0)
         return r;
+    if (is_empty(c, offset))
+        return 0;
     r = child_pread(c->q->file, offset, buffer, c->q->cluster_size);
     if (r < 0) {
         check_say(c, "the L2 table at %#" PRIx64 " cannot be read", offset);
@@ -236,6 +252,8 @@ int check_collect(Check *c, uint64_t offset, uint32_t entries, uint64_t weight)
     AUTO_FREE uint64_t *piece = mem_try_zalloc(L1_PIECE_ENTRIES, 8);
     int r = piece ? check_count(c, offset, entries * UINT64_C(8), weight) : -ENOMEM;
 
+    /* There is nothing beyond the end of the file. */
+    entries = offset < c->file_bytes ? (uint32_t)MIN(entries, (c->file_bytes - offset + 7) / 8) : 0;
     for (uint32_t done = 0; r == 0 && done < entries; done += L1_PIECE_ENTRIES) {
         uint32_t count = MIN(entries - done, (uint32_t)L1_PIECE_ENTRIES);
 

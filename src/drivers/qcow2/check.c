@@ -38,6 +38,15 @@ static void check_init(Check *c, Qcow2 *q, unsigned fix, CheckResult *result, Er
     *result = (CheckResult){.total_clusters = div_round_up(align_up(q->header.size, 512), q->cluster_size)};
 }
 
+static int check_size(Check *c)
+{
+    return c->clusters <= LIMIT_CHECK_CLUSTERS
+               ? 0
+               : err_set(c->err, -EFBIG,
+                     "The file has %" PRIu64 " clusters; no more than %" PRIu64 " can be checked",
+                     c->clusters, LIMIT_CHECK_CLUSTERS);
+}
+
 static void check_done(Check *c)
 {
     tally_done(&c->tables);
@@ -66,7 +75,9 @@ static int run_pass(Qcow2 *q, unsigned fix, CheckResult *result, bool *ret_rebui
     int r;
 
     check_init(&c, q, fix, result, err);
-    r = check_walk(&c);
+    r = check_size(&c);
+    if (r == 0)
+        r = check_walk(&c);
     if (r == 0)
         r = check_blocks(&c);
     if (r == 0)

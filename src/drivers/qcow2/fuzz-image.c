@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * A whole image from arbitrary bytes: opened, read, written, zeroed, discarded, resized, flushed and closed,
- * over a graph in memory. The last byte of the input chooses between reading only and writing, the one before
- * it seeds the requests. Run it with -close_fd_mask=2: corruption is reported on standard error each time.
+ * over a graph in memory; checked, repaired and checked again, before and after that. The last byte of the
+ * input chooses between reading only and writing, and what is repaired, the one before it seeds the requests.
+ * Run it with -close_fd_mask=2: corruption is reported on standard error each time.
  */
 #include "drivers/qcow2/test-graph.h"
 
@@ -88,14 +89,41 @@ static void client(void *arg)
     free(buffer);
 }
 
+static void check(Node *node, unsigned fix)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    CheckResult result;
+
+    if (driver_qcow2.check(node, fix, &result, &err) < 0 && !err_is_set(&err))
+        abort();
+}
+
+static void check_alone(unsigned fix)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    Node *node;
+
+    mem_for_check = true;
+    node = test_open(!fix, &err);
+    mem_for_check = false;
+    if (!node)
+        return;
+    check(node, fix);
+    test_close(node);
+}
+
 static void exercise(void *arg)
 {
     const Input *in = arg;
     AUTO_ERROR Error err = ERROR_INIT, resize_err = ERROR_INIT;
-    Node *node = test_open(in->data[in->size - 1] & 1, &err);
-    Client clients = {.node = node, .requests = REQUESTS};
+    unsigned choice = in->data[in->size - 1], fix = choice >> 1 & 3;
+    Client clients = {.requests = REQUESTS};
     CoGroup group;
+    Node *node;
 
+    if (choice & 8)
+        check_alone(fix);
+    node = clients.node = test_open(choice & 1, &err);
     if (!node)
         return;
     co_group_init(&group);
@@ -105,7 +133,9 @@ static void exercise(void *arg)
     if (!node->read_only && test_random(4) == 0)
         (void)!driver_qcow2.resize(
             node, align_down(node->size / 2 * test_random(5), 512), false, PREALLOCATION_OFF, 0, &resize_err);
+    check(node, node->read_only ? 0 : fix);
     test_close(node);
+    check_alone(fix);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)

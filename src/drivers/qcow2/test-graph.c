@@ -386,6 +386,12 @@ int edge_flush(Edge *edge)
     return 0;
 }
 
+int edge_status(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
+{
+    *ret_status = (BlockStatus){.bytes = bytes, .flags = BLOCK_STATUS_DATA};
+    return 0;
+}
+
 int edge_status_above(Edge *edge, uint64_t offset, uint64_t bytes, BlockStatus *ret_status)
 {
     *ret_status = (BlockStatus){.bytes = bytes, .flags = BLOCK_STATUS_DATA};
