@@ -171,7 +171,9 @@ int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
         return -ENOTSUP;
     for (uint64_t done = 0; done < bytes;) {
         struct iovec iov[64];
-        uint64_t piece = MIN(bytes - done, (uint64_t)sizeof(zeroes) * ARRAY_SIZE(iov));
+        /* Ends between sectors, which others may write meanwhile as a whole. */
+        uint64_t room = sizeof(zeroes) * ARRAY_SIZE(iov) - (offset + done) % sizeof(zeroes);
+        uint64_t piece = MIN(bytes - done, room);
 
         for (unsigned i = 0; i < ARRAY_SIZE(iov); i++)
             iov[i] = (struct iovec){.iov_base = (void *)zeroes, .iov_len = sizeof(zeroes)};
