@@ -15,9 +15,7 @@ from lib import images
 from lib.fusefile import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, cleaned, fallocate, need_fuse
 from lib.qmp import Qmp, QmpError
 from lib.tools import DEADLINE, libnbd, need, run, wait_until
-from lib.vhostuser import DISCARD, FLUSH, IN, OK, OUT, UNMAP, WRITE_ZEROES, Closed, Guest, Request, segments
-from lib.virtqueue import Memory
-from lib.virtqueue import Region as GuestRegion
+from lib.vhostclient import Gone, VhostClient
 
 CLUSTER = 4096
 REGION = 1 << 20  # what one client works on; nobody else does
@@ -26,10 +24,6 @@ SIZE = (CLIENTS + 2) * REGION
 SLOTS = 8  # requests at a time
 KINDS = ('nbd', 'vhost-user-blk', 'fuse')
 THREADS = ('t0', 't1')
-
-
-class Gone(Exception):
-    """The export was removed while a client used it."""
 
 
 # ---- Clients: each performs several requests at a time, (what, offset, data or length) ----
@@ -74,64 +68,6 @@ class NbdClient:
                 handle.shutdown()
 
 
-class QueueRequest(Request):
-    """A request in memory of its queue."""
-
-    memory = None
-
-    def place(self, memory, layout):
-        super().place(self.memory, layout)
-
-    def release(self, memory):
-        super().release(self.memory)
-
-
-class VhostClient:
-    """Two queues, so that both threads have one. Each has memory of its own: that a client hands a piece of memory from
-    one thread to the other is an order that ThreadSanitizer cannot see."""
-
-    def __init__(self, stress, ident, rng):
-        self.rng = rng
-        regions = [GuestRegion(i << 24, 1 << 24, 0x7F0000000000 + (i << 32)) for i in range(3)]
-        self.guest = Guest(
-            stress.path(ident), queues=2, size=32, packed=rng.random() < 0.5, memory=Memory(regions)
-        )
-        self.memories = [Memory([region], rng) for region in regions[1:]]  # the first holds the rings
-        for queue, memory in zip(self.guest.queues, self.memories):
-            queue.ring.memory = memory
-
-    def begin(self, requests):
-        return [self._submit(self._request(*one), self.rng.randrange(2)) for one in requests]
-
-    def _submit(self, request, queue):
-        request.memory = self.memories[queue]
-        return self.guest.submit(request, queue)
-
-    @staticmethod
-    def _request(what, offset, data):
-        sector = offset // 512
-        if what == 'read':
-            return QueueRequest(IN, sector, in_bytes=data)
-        if what == 'write':
-            return QueueRequest(OUT, sector, data)
-        if what == 'flush':
-            return QueueRequest(FLUSH)
-        kind, flags = (WRITE_ZEROES, UNMAP) if what == 'zero' else (DISCARD, 0)
-        return QueueRequest(kind, 0, segments((sector, data // 512, flags)))
-
-    def finish(self, started):
-        try:
-            self.guest.wait(*started)
-        except (Closed, OSError) as error:
-            raise Gone from error
-        for one in started:
-            assert one.status == OK, f'{one} failed with status {one.status}'
-        return [one.data if one.kind == IN else None for one in started]
-
-    def close(self):
-        self.guest.close()
-
-
 class FuseClient:
     """Plain calls from a few threads, so that the kernel has several requests at a time."""
 
@@ -171,7 +107,11 @@ class FuseClient:
             os.close(self.fd)
 
 
-CLIENT_CLASSES = {'nbd': NbdClient, 'vhost-user-blk': VhostClient, 'fuse': FuseClient}
+def vhost_client(stress, ident, rng):
+    return VhostClient(stress.path(ident), rng, packed=rng.random() < 0.5)
+
+
+CLIENT_CLASSES = {'nbd': NbdClient, 'vhost-user-blk': vhost_client, 'fuse': FuseClient}
 
 
 # ---- What they do ----
