@@ -5,6 +5,7 @@
 #include "drivers/qcow2/qcow2-priv.h"
 
 #define KIND_BITS 8
+#define KINDS 0xffu
 
 static uint64_t slot_of(const MetaSet *set, uint64_t cluster)
 {
@@ -20,7 +21,7 @@ static int grow(MetaSet *set)
     MetaSet bigger = {.mask = set->slots ? set->mask : 31};
 
     for (uint64_t i = 0, live = 0; set->slots && i <= set->mask; i++) {
-        live += (set->slots[i] & 0xff) != 0;
+        live += (set->slots[i] & KINDS) != 0;
         if (live * 4 > bigger.mask)
             bigger.mask = bigger.mask * 2 + 1;
     }
@@ -28,7 +29,7 @@ static int grow(MetaSet *set)
     if (!bigger.slots)
         return -ENOMEM;
     for (uint64_t i = 0; set->slots && i <= set->mask; i++) {
-        if (!(set->slots[i] & 0xff))
+        if (!(set->slots[i] & KINDS))
             continue;
         bigger.slots[slot_of(&bigger, (set->slots[i] >> KIND_BITS) - 1)] = set->slots[i];
         bigger.used++;
@@ -60,12 +61,12 @@ int metaset_add(MetaSet *set, uint64_t cluster, unsigned kind)
 void metaset_remove(MetaSet *set, uint64_t cluster, unsigned kind)
 {
     if (set->slots)
-        set->slots[slot_of(set, cluster)] &= ~(uint64_t)kind;
+        set->slots[slot_of(set, cluster)] &= ~(uint64_t)(kind & KINDS);
 }
 
 unsigned metaset_kinds(const MetaSet *set, uint64_t cluster)
 {
-    return set->slots ? set->slots[slot_of(set, cluster)] & 0xff : 0;
+    return set->slots ? set->slots[slot_of(set, cluster)] & KINDS : 0;
 }
 
 void metaset_done(MetaSet *set)
