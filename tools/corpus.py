@@ -142,6 +142,7 @@ def from_images(directory):
                 stderr=subprocess.DEVNULL,
                 check=False,
             )
+            subprocess.run(['qemu-img', 'snapshot', '-c', 'one', path], stderr=subprocess.DEVNULL, check=False)
             data = path.read_bytes()
             save(directory, 'qcow2-header', data[:4096])
             for end in (b'\1\0', b'\7\1', b'\x55\0'):

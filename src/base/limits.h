@@ -23,6 +23,8 @@
 /* Extra data of an entry of the snapshot table, and the table (the reference's limits). */
 #define LIMIT_SNAPSHOT_EXTRA_BYTES 1024
 #define LIMIT_SNAPSHOT_TABLE_BYTES (64 * MIB)
+/* Bytes of an internal snapshot's name. */
+#define LIMIT_SNAPSHOT_NAME 255
 /* Depth of a chain of backing files. */
 #define LIMIT_CHAIN_DEPTH 200
 /* Options of one NBD client before it must choose an export, and the length of one option's data that is

@@ -20,6 +20,8 @@ typedef struct ImageInfoSpecific ImageInfoSpecific;         /* generated */
 typedef struct BlockStatsSpecific BlockStatsSpecific;       /* generated */
 typedef struct BlockdevCreateOptions BlockdevCreateOptions; /* generated */
 typedef struct BlockdevAmendOptions BlockdevAmendOptions;   /* generated */
+typedef struct SnapshotInfo SnapshotInfo;                   /* generated */
+typedef struct SnapshotInfoList SnapshotInfoList;           /* generated */
 
 typedef enum DriverFlags {
     DRIVER_FORMAT = 1 << 0,        /* interprets a `file` child */
@@ -55,6 +57,18 @@ typedef struct NodeLimits {
     uint64_t max_write_zeroes, max_discard;             /* bytes, 0: no limit */
     uint32_t write_zeroes_alignment, discard_alignment; /* 0: request_alignment */
 } NodeLimits;
+
+/* Internal snapshots. All on the node's home loop; all but list while the node is drained. */
+typedef struct DriverSnapshots {
+    /* Appends them, in the order of the image; -ENOTSUP: this image can have none. */
+    int (*list)(Node *node, SnapshotInfoList *list, Error *err);
+    /* With the name and times of info; the driver chooses the id. */
+    int (*create)(Node *node, const SnapshotInfo *info, Error *err);
+    /* The one with that id and name; either may be NULL. */
+    int (*remove)(Node *node, const char *id, const char *name, Error *err);
+    /* Makes the image what it was then; may change node->size. */
+    int (*apply)(Node *node, const char *id, const char *name, Error *err);
+} DriverSnapshots;
 
 struct Node {
     const Driver *driver;
@@ -118,6 +132,7 @@ struct Driver {
     /* For drivers whose size follows that of a child, which another parent may have changed: sets node->size.
      * Does not wait; any loop. */
     void (*refresh_size)(Node *node);
+    const DriverSnapshots *snapshots;
     /* The permissions that the node needs on a child, and leaves to others, for what its own parents ask.
      * NULL: default for its role. */
     void (*child_permissions)(

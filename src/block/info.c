@@ -4,6 +4,7 @@
 
 #include "base/mem.h"
 #include "block/bitmap.h"
+#include "block/snapshot.h"
 #include "generated/commands.h"
 
 #include <errno.h>
@@ -114,6 +115,9 @@ static int image_info(Node *node, bool with_backing, ImageInfo **ret_info, Error
     add_backing(node, info);
     r = loop_call(node->home, info_on_home, &call);
     add_cluster_size(node, info);
+    if (r == 0)
+        r = node_snapshot_list(node, &info->snapshots, err);
+    info->has_snapshots = info->snapshots.count != 0;
     if (r == 0 && with_backing && node->backing)
         r = image_info(node->backing->node, true, &info->backing_image, err);
     if (r == 0)

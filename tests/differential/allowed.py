@@ -72,7 +72,14 @@ def message_instead(ours_is, theirs_is):
 
 
 # What only Granary has; query-pr-managers and query-iothreads are in the reference's emulator, but not in its daemon.
-ADDED = {'pr-manager-kernel', 'query-iothreads', 'query-pr-managers', 'x-blockdev-check', 'x-granary-pr-execute'}
+ADDED = {
+    'pr-manager-kernel',
+    'query-iothreads',
+    'query-pr-managers',
+    'x-blockdev-check',
+    'x-blockdev-snapshot-apply-internal',
+    'x-granary-pr-execute',
+}
 
 
 def help_subset(ours, theirs):

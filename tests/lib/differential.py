@@ -182,6 +182,8 @@ def normalise(value):
                 item = 'VERSION'
             if key == 'package':
                 item = 'PACKAGE'
+            if 'vm-clock-nsec' in value and re.match('(date|vm-clock)-n?sec', key):
+                item = 'TIME'
             result[key] = normalise(item)
         return result
     if isinstance(value, (list, tuple)):

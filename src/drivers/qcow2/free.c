@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2-priv.h"
 
-static void list_push(FreeList *list, FreeRange range)
+void free_list_push(FreeList *list, FreeRange range)
 {
     FreeRange *last = list->count ? &list->items[list->count - 1] : NULL;
 
@@ -20,7 +20,7 @@ static void list_push(FreeList *list, FreeRange range)
 
 void free_range(Qcow2 *q, FreeStage stage, uint64_t offset, uint64_t bytes, bool discard)
 {
-    list_push(&q->frees[stage], (FreeRange){.offset = offset, .bytes = bytes, .discard = discard});
+    free_list_push(&q->frees[stage], (FreeRange){.offset = offset, .bytes = bytes, .discard = discard});
 }
 
 void free_move(Qcow2 *q, FreeStage from, FreeStage to)
@@ -35,7 +35,7 @@ void free_move(Qcow2 *q, FreeStage from, FreeStage to)
         return;
     }
     for (size_t i = 0; i < source->count; i++)
-        list_push(target, source->items[i]);
+        free_list_push(target, source->items[i]);
     source->count = 0;
 }
 
@@ -133,7 +133,7 @@ static int drop_range(Qcow2 *q, FreeRange range, FreeList *last, uint64_t *steps
         int r = range.discard ? refcount_read(q, at >> q->cluster_bits, &count) : 0;
 
         if (r == 0 && count == 1)
-            list_push(last, (FreeRange){.offset = at, .bytes = q->cluster_size, .discard = true});
+            free_list_push(last, (FreeRange){.offset = at, .bytes = q->cluster_size, .discard = true});
         else if (r == 0)
             r = decrement(q, at >> q->cluster_bits);
         if (r < 0 && r != -ERANGE)

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A whole image from arbitrary bytes: opened, read, written, zeroed, discarded, resized, flushed and closed,
- * over a graph in memory; checked, repaired and checked again, before and after that. The last byte of the
- * input chooses between reading only and writing, and what is repaired, the one before it seeds the requests.
- * Run it with -close_fd_mask=2: corruption is reported on standard error each time.
+ * A whole image from arbitrary bytes: opened, read, written, zeroed, discarded, resized, its snapshots
+ * changed, flushed and closed, over a graph in memory; checked, repaired and checked again, before and after
+ * that. The last byte of the input chooses between reading only and writing, and what is repaired, the one
+ * before it seeds the requests. Run it with -close_fd_mask=2: corruption is reported on standard error each
+ * time.
  */
 #include "drivers/qcow2/test-graph.h"
 
@@ -112,6 +113,25 @@ static void check_alone(unsigned fix)
     test_close(node);
 }
 
+/* Nothing else is going on. */
+static void change_snapshots(Node *node)
+{
+    AUTO_ERROR Error err = ERROR_INIT, list_err = ERROR_INIT;
+    CLEANUP(snapshot_info_list_done) SnapshotInfoList list = {0};
+    SnapshotInfo info = {.name = (char *)"fuzz"};
+    const SnapshotInfo *one;
+
+    if (driver_qcow2.snapshots->list(node, &list, &list_err) < 0)
+        return;
+    one = list.count ? list.items[test_random(list.count)] : &info;
+    if (!list.count || test_random(3) == 0)
+        (void)!driver_qcow2.snapshots->create(node, &info, &err);
+    else if (test_random(2))
+        (void)!driver_qcow2.snapshots->remove(node, one->id, one->name, &err);
+    else
+        (void)!driver_qcow2.snapshots->apply(node, one->id, one->name, &err);
+}
+
 static void exercise(void *arg)
 {
     const Input *in = arg;
@@ -130,6 +150,8 @@ static void exercise(void *arg)
     for (unsigned i = 0; i < 3; i++)
         co_start(&group, "client", client, &clients);
     co_group_join(&group);
+    if (!node->read_only && test_random(2))
+        change_snapshots(node);
     if (!node->read_only && test_random(4) == 0)
         (void)!driver_qcow2.resize(
             node, align_down(node->size / 2 * test_random(5), 512), false, PREALLOCATION_OFF, 0, &resize_err);

@@ -257,6 +257,7 @@ int image_read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     q->clean_interval_ns = interval * UINT64_C(1000000000);
     q->clean_next_ns = interval ? loop_now_ns() + q->clean_interval_ns : UINT64_MAX;
     q->pass_discard_request = o->has_pass_discard_request ? o->pass_discard_request : q->node->discard_unmap;
+    q->pass_discard_snapshot = !o->has_pass_discard_snapshot || o->pass_discard_snapshot;
     q->pass_discard_other = o->has_pass_discard_other && o->pass_discard_other;
     q->overlap_check = overlap_kinds(o->overlap_check);
     return check_sizes(o, err);

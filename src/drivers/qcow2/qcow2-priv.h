@@ -22,6 +22,9 @@
  * With lazy refcounts the image is marked dirty before the first allocation, and step 1 is only the flush:
  * refcounts are right again when the image is closed, or when a dirty one is repaired (check.c).
  *
+ * Snapshots change more than any order could keep consistent: they write all tables anew and switch to them
+ * with one write of the header (shadow.c).
+ *
  * ---- The end of the process ----
  *
  * A write with REQ_OUTLIVES is answered when its mapping has been written to the file, where the kernel keeps
@@ -47,9 +50,9 @@
  * mapping of these clusters wait for it and start over. Mapped reads and mapped writes never wait for it.
  * - A cluster may be zeroed or discarded under a write in place. Where it keeps its host cluster, which is
  * then to be filled anew, the filling waits for such writes: they would show up in the middle of it.
- * - Locks, in this order: l2_lock (a new L2 table), refcount_lock (allocation, decrements), writeback_lock, a
- * cache's write_lock. A write-back takes none of the first two, so that an allocation may need one to make
- * room in a cache.
+ * - Locks, in this order: change_lock (snapshots, resizing: the node is drained), l2_lock (a new L2 table),
+ * refcount_lock (allocation, decrements), writeback_lock, a cache's write_lock. A write-back takes none of
+ * the first two, so that an allocation may need one to make room in a cache.
  *
  * ---- Reads away from home ----
  *
@@ -273,7 +276,7 @@ struct Qcow2 {
     bool reported;                         /* corruption: later events are suppressed */
     bool refcounts_lag; /* lazy: the image was marked dirty here, refcounts wait for the end */
     bool checking;      /* a check runs: nobody else may change anything */
-    bool pass_discard_request, pass_discard_other, discard_no_unref, lazy_refcounts;
+    bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;
     _Atomic(Away *) away; /* from the first read on another loop on */
@@ -299,6 +302,7 @@ struct Qcow2 {
 
     Cache l2, refcounts;
     MetaSet meta;
+    CoMutex change_lock; /* of what works on the image as a whole, while the node is drained */
     CoMutex l2_lock, refcount_lock, writeback_lock, header_lock;
     List allocs;
     List in_place; /* AllocRanges of writes in place */
@@ -360,6 +364,7 @@ int check_run(Qcow2 *q, unsigned fix, CheckResult *ret_result, Error *err) MUST_
 int check_run_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;
 /* Walks the snapshot table. */
 int image_check_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
+extern const DriverSnapshots qcow2_snapshots;
 
 /* ---- reopen.c ---- */
 
@@ -443,6 +448,14 @@ int refcount_alloc_bytes(Qcow2 *q, uint32_t bytes, uint64_t *ret_offset) MUST_CH
  * Hold refcount_lock with create. */
 int refcount_slice(
     Qcow2 *q, uint64_t cluster, bool create, CacheEntry **ret_slice, uint32_t *ret_index) MUST_CHECK;
+/* The same in a block that is known. */
+int refcount_slice_of(
+    Qcow2 *q, uint64_t block, uint64_t cluster, CacheEntry **ret_slice, uint32_t *ret_index) MUST_CHECK;
+/* Fails for a table that no allocation should work with. */
+int refcount_check_table(Qcow2 *q) MUST_CHECK;
+/* refgrow.c: after a failure makes the file say again what memory holds, before anything is built on it. Hold
+ * refcount_lock, or keep others out. */
+int refcount_settle_table(Qcow2 *q) MUST_CHECK;
 /* refgrow.c: makes the block, and if need be a larger table, for a cluster that has none. Hold refcount_lock.
  */
 int refcount_grow(Qcow2 *q, uint64_t table_index) MUST_CHECK;
@@ -452,6 +465,7 @@ int refcount_grow_area(Qcow2 *q, uint64_t count, uint64_t *ret_cluster) MUST_CHE
 
 /* ---- free.c ---- */
 
+void free_list_push(FreeList *list, FreeRange range);
 void free_range(Qcow2 *q, FreeStage stage, uint64_t offset, uint64_t bytes, bool discard);
 /* Every request on the data path runs between these. */
 unsigned request_begin(Qcow2 *q);

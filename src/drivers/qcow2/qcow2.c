@@ -190,6 +190,7 @@ const Driver driver_qcow2 = {
     .flush = image_flush,
     .status = image_status,
     .resize = image_resize,
+    .snapshots = &qcow2_snapshots,
     .info = image_info,
     .check = check_run_node,
     .create = image_create,

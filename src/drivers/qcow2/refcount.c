@@ -37,9 +37,24 @@ static int check_block(Qcow2 *q, uint64_t table_index, uint64_t block)
     return write_overlap_check(q, block, q->cluster_size, META_REFBLOCK);
 }
 
+int refcount_slice_of(Qcow2 *q, uint64_t block, uint64_t cluster, CacheEntry **ret_slice, uint32_t *ret_index)
+{
+    uint64_t slice;
+    int r = check_block(q, cluster >> q->block_rc_bits, block);
+
+    if (r < 0)
+        return r;
+    slice = cluster >> q->slice_rc_bits & ((UINT64_C(1) << (q->block_rc_bits - q->slice_rc_bits)) - 1);
+    r = cache_get(&q->refcounts, block + (slice << q->refcounts.slice_bits), ret_slice);
+    if (r < 0)
+        return r;
+    *ret_index = (uint32_t)cluster & ((1U << q->slice_rc_bits) - 1);
+    return 0;
+}
+
 int refcount_slice(Qcow2 *q, uint64_t cluster, bool create, CacheEntry **ret_slice, uint32_t *ret_index)
 {
-    uint64_t table_index = cluster >> q->block_rc_bits, block, slice;
+    uint64_t table_index = cluster >> q->block_rc_bits, block;
     int r;
 
     block = table_index < q->rt_entries ? q->rt[table_index] & QCOW2_RT_OFFSET_MASK : 0;
@@ -53,15 +68,7 @@ int refcount_slice(Qcow2 *q, uint64_t cluster, bool create, CacheEntry **ret_sli
             return r;
         block = q->rt[table_index];
     }
-    r = check_block(q, table_index, block);
-    if (r < 0)
-        return r;
-    slice = cluster >> q->slice_rc_bits & ((UINT64_C(1) << (q->block_rc_bits - q->slice_rc_bits)) - 1);
-    r = cache_get(&q->refcounts, block + (slice << q->refcounts.slice_bits), ret_slice);
-    if (r < 0)
-        return r;
-    *ret_index = (uint32_t)cluster & ((1U << q->slice_rc_bits) - 1);
-    return 0;
+    return refcount_slice_of(q, block, cluster, ret_slice, ret_index);
 }
 
 int refcount_read(Qcow2 *q, uint64_t cluster, uint64_t *ret_count)
@@ -137,7 +144,7 @@ static int prepare_alloc(Qcow2 *q)
     return r;
 }
 
-static int check_table(Qcow2 *q)
+int refcount_check_table(Qcow2 *q)
 {
     if (UNLIKELY(q->rt_twice))
         return image_corrupt(
@@ -151,7 +158,7 @@ static int alloc_locked(Qcow2 *q, uint64_t want, ClusterRun *ret_run)
     int64_t count;
     int r;
 
-    r = check_table(q);
+    r = refcount_check_table(q);
     if (r < 0)
         return r;
     do {
@@ -265,7 +272,7 @@ static int alloc_exact_locked(Qcow2 *q, uint64_t count, uint64_t *ret_offset)
     uint64_t start = q->free_hint, got = 0, steps = 0, refs;
     int r;
 
-    r = check_table(q);
+    r = refcount_check_table(q);
     if (r < 0)
         return r;
     if (count >> q->block_rc_bits) { /* would always meet a block that has to be made */

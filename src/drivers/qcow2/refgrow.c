@@ -70,8 +70,7 @@ static int write_entries(Qcow2 *q, uint64_t first, uint64_t count, const uint8_t
     return r;
 }
 
-/* After a failure: makes the file say again what memory holds, before anything is built on it. */
-static int settle_table(Qcow2 *q)
+int refcount_settle_table(Qcow2 *q)
 {
     int r;
 
@@ -249,7 +248,7 @@ static int enter_blocks(Qcow2 *q, uint64_t first, uint64_t blocks, uint64_t at)
 int refcount_grow_area(Qcow2 *q, uint64_t count, uint64_t *ret_cluster)
 {
     uint64_t entries = UINT64_C(1) << q->block_rc_bits, blocks = 1, first, start, at;
-    int r = settle_table(q);
+    int r = refcount_settle_table(q);
 
     if (r < 0)
         return r;
@@ -275,7 +274,7 @@ int refcount_grow_area(Qcow2 *q, uint64_t count, uint64_t *ret_cluster)
 
 int refcount_grow(Qcow2 *q, uint64_t table_index)
 {
-    int r = settle_table(q);
+    int r = refcount_settle_table(q);
 
     if (r < 0)
         return r;
