@@ -261,6 +261,10 @@ def test_sizes_and_writers(daemon, tmp):
         served.cmd('x-blockdev-snapshot-apply-internal', device='q', name='small')
     served.cmd('block-export-del', id='w')
     served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.cmd('block-dirty-bitmap-add', node='q', name='b')
+    with pytest.raises(QmpError, match='Device has active dirty bitmaps'):
+        served.cmd('x-blockdev-snapshot-apply-internal', device='q', name='small')
+    served.cmd('block-dirty-bitmap-remove', node='q', name='b')
     with pytest.raises(QmpError, match="Snapshot with id 'null' and name 'none' does not exist on device 'q'"):
         served.cmd('x-blockdev-snapshot-apply-internal', device='q', name='none')
 

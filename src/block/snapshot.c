@@ -5,8 +5,11 @@
  */
 #include "block/snapshot.h"
 
+#include "base/log.h"
 #include "base/mem.h"
+#include "block/bitmap.h"
 #include "block/block-priv.h"
+#include "block/transaction.h"
 #include "generated/commands.h"
 
 #include <string.h>
@@ -134,6 +137,15 @@ static int check_writable(const Node *node, const char *device, Error *err)
     return node->read_only ? err_set(err, -EROFS, "Device '%s' is read only", device) : 0;
 }
 
+/* What has changed since the bitmap was cleared is not known after the contents are others. */
+static int check_bitmaps(Node *node, Error *err)
+{
+    for (const Node *image = image_below(node); node; node = node == image ? NULL : node->file->node)
+        if (dirty_bitmap_next(node, NULL))
+            return err_set(err, -EBUSY, "Device has active dirty bitmaps");
+    return 0;
+}
+
 static int find_existing(
     Node *node, const char *device, const char *id, const char *name, SnapshotInfo **ret_info, Error *err)
 {
@@ -147,6 +159,46 @@ static int find_existing(
             id ? id : "null", name ? name : "null", device);
     return r;
 }
+
+/* ---- As part of a transaction ---- */
+
+typedef struct CreateState {
+    Edge *hold; /* no request comes in before the transaction ends */
+    const BlockdevSnapshotInternal *arg;
+} CreateState;
+
+static int create_prepare(void *state, const TransactionAction *action, Error *err)
+{
+    CreateState *s = state;
+    Node *node;
+    int r = 0;
+
+    s->arg = action->u.blockdev_snapshot_internal_sync.data;
+    node = node_find(s->arg->device);
+    if (node)
+        r = transaction_hold_node(node, &s->hold, err);
+    return r < 0 ? r : node_snapshot_create(s->arg->device, s->arg->name, err);
+}
+
+static void create_abort(void *state)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    CLEANUP(snapshot_info_free_ptr) SnapshotInfo *info = NULL;
+    const CreateState *s = state;
+
+    if (node_snapshot_delete(s->arg->device, NULL, s->arg->name, &info, &err) < 0)
+        log_warn("a snapshot of a transaction that failed is left: %s", err.message);
+}
+
+static void create_clean(void *state)
+{
+    transaction_release_node(((CreateState *)state)->hold);
+}
+
+const TransactionKind transaction_kind_blockdev_snapshot_internal_sync = {.state_size = sizeof(CreateState),
+    .prepare = create_prepare,
+    .abort = create_abort,
+    .clean = create_clean};
 
 /* ---- Commands ---- */
 
@@ -231,6 +283,8 @@ int node_snapshot_apply(const char *device, const char *id, const char *name, Er
         r = find_existing(edge->node, device, id, name, &info, err);
     if (r == 0)
         r = check_writable(edge->node, device, err);
+    if (r == 0)
+        r = check_bitmaps(edge->node, err);
     if (r == 0) /* nobody else may write, nor rely on the size */
         r = edge_set_permissions(edge, PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE,
             PERM_CONSISTENT_READ | PERM_WRITE_UNCHANGED, err);
@@ -248,7 +302,10 @@ int node_snapshot_apply(const char *device, const char *id, const char *name, Er
 
 int qmp_blockdev_snapshot_internal_sync(const BlockdevSnapshotInternal *arg, Error *err)
 {
-    return node_snapshot_create(arg->device, arg->name, err);
+    const TransactionAction action = {.type = TRANSACTION_ACTION_KIND_BLOCKDEV_SNAPSHOT_INTERNAL_SYNC,
+        .u.blockdev_snapshot_internal_sync.data = (BlockdevSnapshotInternal *)arg};
+
+    return transaction_run_one(&action, err);
 }
 
 int qmp_blockdev_snapshot_delete_internal_sync(

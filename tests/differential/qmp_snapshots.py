@@ -16,6 +16,14 @@ def drop(device, **which):
     return q('blockdev-snapshot-delete-internal-sync', device=device, **which)
 
 
+def action(device, name):
+    return {'type': 'blockdev-snapshot-internal-sync', 'data': {'device': device, 'name': name}}
+
+
+def transaction(*actions):
+    return q('transaction', actions=list(actions))
+
+
 def qcow2(name, path, **options):
     return add('qcow2', name, file=file(path), **options)
 
@@ -95,6 +103,28 @@ CASES = [
             take('file-of-raw', 'b'),
             drop('over', name='b'),
             drop('file-of-raw', name='b'),
+        ],
+    ),
+    Qmps(
+        'snapshots-in-transactions',
+        lines=[
+            qcow2('n', 'empty.qcow2'),
+            qcow2('m', 'data.qcow2'),
+            transaction(action('n', 'a'), action('m', 'a')),
+            transaction(action('n', 'b'), action('m', 'a')),
+            transaction(action('n', 'b'), action('n', 'b')),
+            transaction(action('n', 'b'), action('none', 'b')),
+            transaction(action('n', 'c'), {'type': 'abort', 'data': {}}),
+            transaction(action('n', '')),
+            q(
+                'transaction',
+                actions=[action('n', 'd')],
+                properties={'completion-mode': 'grouped'},
+            ),
+            drop('n', name='a'),
+            drop('n', name='b'),
+            drop('n', name='c'),
+            drop('m', name='a'),
         ],
     ),
     Qmps(

@@ -189,12 +189,14 @@ int check_run_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err
         return err_set(err, -EIO,
             "Node '%s' was found corrupt while it was in use; close it, then repair the image", node->name);
     q->checking = true;
+    co_mutex_lock_shielded(&q->change_lock);
     if (q->writable && !q->corrupt)
         r = sync_close(q);
     if (r < 0)
         err_set_errno(err, r, "Could not write what is cached");
     else
         r = check_run(q, fix, ret_result, err);
+    co_mutex_unlock(&q->change_lock);
     q->checking = false;
     return r;
 }
