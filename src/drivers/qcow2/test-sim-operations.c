@@ -231,6 +231,53 @@ static void op_resize(Sim *sim)
     expect(sim, "resize", r);
 }
 
+/* Nothing is wrong ever, and leaks only after crashes and failures. */
+static void op_check(Sim *sim)
+{
+    unsigned fix = (unsigned)ANY_OF(0, CHECK_FIX_LEAKS, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS);
+    uint64_t failures = mem_failures;
+    AUTO_ERROR Error err = ERROR_INIT;
+    CheckResult result = {0};
+    int r = driver_qcow2.check(sim->node, fix, &result, &err);
+
+    sim->blemished |= mem_failures != sim->failures;
+    say("check, fix %u: %d, %" PRIu64 " leaks", fix, r, result.leaks);
+    if (result.corruptions || (result.leaks && !sim->blemished))
+        sim_fail(
+            "a check finds %" PRIu64 " corruptions, %" PRIu64 " leaks", result.corruptions, result.leaks);
+    if (r == 0 && fix && mem_failures == failures)
+        sim->blemished = mem_failures != sim->failures;
+    expect(sim, "check", r);
+}
+
+/* Without closing it. */
+static void op_reopen_options(Sim *sim)
+{
+    BlockdevOptions options = {0};
+    AUTO_ERROR Error err = ERROR_INIT;
+    int r = flush(sim);
+
+    if (r == 0)
+        r = driver_qcow2.stop_writing(sim->node, &err);
+    say("reopen with other options: %d", r);
+    expect(sim, "stop_writing", r);
+    if (r < 0)
+        return;
+    set_options(&sim->shape);
+    options.u.qcow2 = mem_options;
+    options.u.qcow2.file = &any_file;
+    r = driver_qcow2.reopen_prepare(sim->node, &options, &err);
+    expect(sim, "reopen_prepare", r);
+    if (r == 0 && one_in(4))
+        driver_qcow2.reopen_abort(sim->node);
+    else if (r == 0)
+        driver_qcow2.reopen_commit(sim->node);
+    end_faults(sim);
+    r = driver_qcow2.start_writing(sim->node, &err);
+    if (r < 0 && !sim->crashed)
+        sim_fail("writing does not start again: %s", err.message);
+}
+
 /* A disk that fails for a while. */
 static void op_faults(Sim *sim)
 {
@@ -280,6 +327,8 @@ static const Operation operations[] = {
     {"faults", 2, false, op_faults},
     {"resize", 2, true, op_resize},
     {"reopen", 1, true, op_reopen},
+    {"reopen_options", 1, true, op_reopen_options},
+    {"check", 1, true, op_check},
 };
 
 uint64_t operation_number(const Operation *op)

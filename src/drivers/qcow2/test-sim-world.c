@@ -8,7 +8,7 @@
 
 /* ---- The image ---- */
 
-static BlockdevRef any_file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+BlockdevRef any_file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
 
 uint64_t any_of(const uint64_t *choices, size_t count)
 {
@@ -54,7 +54,7 @@ void draw_shape(Shape *s)
     s->outlives = (unsigned)ANY_OF(0, 0, 50, 100);
 }
 
-static void set_options(const Shape *s)
+void set_options(const Shape *s)
 {
     mem_options = (BlockdevOptionsQcow2){.data_file = s->data_file ? &any_file : NULL,
         .has_l2_cache_size = s->l2_cache,

@@ -11,6 +11,7 @@
  *
  * A new operation is a function and a line in operations[].
  */
+#include "base/log.h"
 #include "base/mem.h"
 #include "drivers/qcow2/test-sim.h"
 
@@ -308,6 +309,7 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_seeds), cmocka_unit_test(test_repeats)};
 
+    log_use_syslog(); /* what a check has to say */
     /* Memory is taken and given back thousands of times a second: not from the kernel each time. */
     (void)mallopt(M_MMAP_THRESHOLD, 1 << 30);
     (void)mallopt(M_TRIM_THRESHOLD, 1 << 30);

@@ -59,7 +59,11 @@ uint64_t any_of(const uint64_t *choices, size_t count);
     any_of((const uint64_t[]){__VA_ARGS__}, sizeof((const uint64_t[]){__VA_ARGS__}) / sizeof(uint64_t))
 bool one_in(uint64_t n);
 
+extern BlockdevRef any_file;
+
 void draw_shape(Shape *s);
+/* Draws what the image is opened with. */
+void set_options(const Shape *s);
 /* The files of a new image, with the model of what they hold. */
 void make_files(Sim *sim);
 void open_image(Sim *sim);
