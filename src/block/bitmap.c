@@ -27,10 +27,12 @@ struct DirtyBitmap {
     List link; /* in NodePrivate.bitmaps */
     char *name;
     unsigned shift; /* log2 of the granularity */
-    uint64_t size;  /* bytes of the node */
     Bits bits;
     unsigned holders;
-    bool enabled, persistent, inconsistent, read_only;
+    bool persistent, read_only;
+    /* These may also change when a write makes the node larger, on any loop. */
+    _Atomic uint64_t size; /* bytes of the node */
+    _Atomic bool enabled, inconsistent;
 };
 
 struct DirtyBitmapSaved {
@@ -321,6 +323,7 @@ int dirty_bitmap_check(const DirtyBitmap *bitmap, unsigned checks, Error *err)
 /* The granules that [offset, offset + bytes) touches. */
 static void mark(DirtyBitmap *bitmap, uint64_t offset, uint64_t bytes)
 {
+    assert(!out_of_range(offset, bytes, bitmap->size));
     if (bytes)
         bits_set(&bitmap->bits, offset >> bitmap->shift, bits_for(offset + bytes, bitmap->shift));
 }
@@ -350,7 +353,12 @@ void dirty_bitmap_clear(DirtyBitmap *bitmap)
 
 uint64_t dirty_bitmap_count(const DirtyBitmap *bitmap)
 {
-    return atomic_load(&bitmap->bits.count) << bitmap->shift;
+    uint64_t count;
+
+    lock_for_reading(bitmap->node);
+    count = atomic_load(&bitmap->bits.count) << bitmap->shift;
+    unlock(bitmap->node);
+    return count;
 }
 
 bool dirty_bitmap_get(const DirtyBitmap *bitmap, uint64_t offset)
@@ -358,43 +366,53 @@ bool dirty_bitmap_get(const DirtyBitmap *bitmap, uint64_t offset)
     return dirty_bitmap_next_clean(bitmap, offset, offset + 1) != offset;
 }
 
-/* From granules to bytes within [offset, end). */
-static uint64_t clamp(const DirtyBitmap *bitmap, uint64_t granule, uint64_t offset, uint64_t end)
+/* With the lock: the first set (clear) granule of [offset, end) in bytes, or end. An inconsistent bitmap
+ * counts as dirty all over. */
+static uint64_t next_set(const DirtyBitmap *bitmap, uint64_t offset, uint64_t end)
 {
+    uint64_t granule = bitmap->inconsistent ? offset >> bitmap->shift
+                                            : bits_next_set(&bitmap->bits, offset >> bitmap->shift,
+                                                  bits_for(end, bitmap->shift));
+
     return MAX(MIN(granule << bitmap->shift, end), offset);
 }
 
-/* An inconsistent bitmap counts as dirty all over. */
+static uint64_t next_clear(const DirtyBitmap *bitmap, uint64_t offset, uint64_t end)
+{
+    uint64_t granule = bitmap->inconsistent ? bits_for(end, bitmap->shift)
+                                            : bits_next_clear(&bitmap->bits, offset >> bitmap->shift,
+                                                  bits_for(end, bitmap->shift));
+
+    return MAX(MIN(granule << bitmap->shift, end), offset);
+}
+
+/* Whoever looks from another loop may not know yet that the node has shrunk. */
 bool dirty_bitmap_next_dirty(
     const DirtyBitmap *bitmap, uint64_t offset, uint64_t end, uint64_t *ret_offset, uint64_t *ret_bytes)
 {
-    uint64_t granules = bits_for(end, bitmap->shift), first, clean;
+    uint64_t dirty, clean;
 
     lock_for_reading(bitmap->node);
-    if (bitmap->inconsistent) {
-        first = offset >> bitmap->shift;
-        clean = granules;
-    } else {
-        first = bits_next_set(&bitmap->bits, offset >> bitmap->shift, granules);
-        clean = bits_next_clear(&bitmap->bits, first, granules);
-    }
+    end = MIN(end, bitmap->size);
+    dirty = offset < end ? next_set(bitmap, offset, end) : end;
+    clean = dirty < end ? next_clear(bitmap, dirty, end) : end;
     unlock(bitmap->node);
-    if (offset >= end || first == granules)
+    if (dirty >= end)
         return false;
-    *ret_offset = clamp(bitmap, first, offset, end);
-    *ret_bytes = clamp(bitmap, clean, offset, end) - *ret_offset;
+    *ret_offset = dirty;
+    *ret_bytes = clean - dirty;
     return true;
 }
 
 uint64_t dirty_bitmap_next_clean(const DirtyBitmap *bitmap, uint64_t offset, uint64_t end)
 {
-    uint64_t granules = bits_for(end, bitmap->shift), clean = granules;
+    uint64_t covered, clean;
 
     lock_for_reading(bitmap->node);
-    if (!bitmap->inconsistent)
-        clean = bits_next_clear(&bitmap->bits, offset >> bitmap->shift, granules);
+    covered = MIN(end, bitmap->size);
+    clean = offset < covered ? next_clear(bitmap, offset, covered) : offset;
     unlock(bitmap->node);
-    return clamp(bitmap, clean, offset, end);
+    return clean;
 }
 
 /* ---- Whole contents ---- */

@@ -81,7 +81,8 @@ typedef enum DirtyBitmapCheck {
 /* Refuses a bitmap that is any of what checks name, with the texts that users know. */
 int dirty_bitmap_check(const DirtyBitmap *bitmap, unsigned checks, Error *err) MUST_CHECK;
 
-/* ---- Bits; ranges are bytes and lie within the bitmap's size ---- */
+/* ---- Bits; ranges are bytes. Those that are changed lie within the bitmap's size; what lies behind is
+ * clean. ---- */
 
 /* Marks all that the range touches. */
 void dirty_bitmap_set(DirtyBitmap *bitmap, uint64_t offset, uint64_t bytes);

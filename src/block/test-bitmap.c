@@ -224,6 +224,26 @@ LOOP_TEST(a_node_that_grows_by_writing)
     return 0;
 }
 
+LOOP_TEST(behind_the_end_everything_is_clean)
+{
+    Edge *edge;
+    Node *node = new_node(&edge);
+    DirtyBitmap *bitmap = new_bitmap(node, "b", 65536);
+    uint64_t offset, bytes;
+
+    dirty_bitmap_set(bitmap, NODE_BYTES - 1, 1);
+    assert_true(dirty_bitmap_next_dirty(bitmap, 0, 10 * NODE_BYTES, &offset, &bytes));
+    assert_int_equal(offset, NODE_BYTES - 65536);
+    assert_int_equal(bytes, 65536);
+    assert_false(dirty_bitmap_next_dirty(bitmap, NODE_BYTES, 10 * NODE_BYTES, &offset, &bytes));
+    assert_false(dirty_bitmap_next_dirty(bitmap, 9 * NODE_BYTES + 1, 9 * NODE_BYTES + 2, &offset, &bytes));
+    assert_int_equal(dirty_bitmap_next_clean(bitmap, NODE_BYTES - 1, 10 * NODE_BYTES), NODE_BYTES);
+    assert_int_equal(
+        dirty_bitmap_next_clean(bitmap, 5 * NODE_BYTES + 1, 10 * NODE_BYTES), 5 * NODE_BYTES + 1);
+    done(edge);
+    return 0;
+}
+
 LOOP_TEST(resetting_keeps_what_is_covered_in_part)
 {
     Edge *edge;
@@ -402,6 +422,7 @@ int main(void)
         cmocka_unit_test(a_write_is_marked_before_the_journal_hears_of_its_end),
         cmocka_unit_test(bitmaps_follow_the_size_of_the_node),
         cmocka_unit_test(a_node_that_grows_by_writing),
+        cmocka_unit_test(behind_the_end_everything_is_clean),
         cmocka_unit_test(resetting_keeps_what_is_covered_in_part),
         cmocka_unit_test(merging_different_granularities),
         cmocka_unit_test(what_is_saved_comes_back),

@@ -395,17 +395,14 @@ static int collect_status(Request *request, unsigned context, Extents *extents)
     return 0;
 }
 
-/* What lies behind the end of a bitmap, of a smaller node, is clean. */
 static void collect_dirty(const Request *request, const DirtyBitmap *bitmap, Extents *extents)
 {
     uint64_t at = request->wire.offset, end = at + request->wire.bytes;
-    uint64_t covered = MAX(MIN(end, dirty_bitmap_size(bitmap)), at);
 
     while (at < end) {
         uint64_t dirty = end, bytes = 0;
 
-        if (!dirty_bitmap_next_dirty(bitmap, at, covered, &dirty, &bytes))
-            dirty = end;
+        (void)dirty_bitmap_next_dirty(bitmap, at, end, &dirty, &bytes);
         if (dirty > at && !extents_add(extents, dirty - at, 0))
             return;
         if (bytes && !extents_add(extents, bytes, NBD_STATE_DIRTY))
