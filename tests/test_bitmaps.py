@@ -6,7 +6,8 @@ import threading
 
 import pytest
 
-from lib import images
+from lib import daemon as daemon_module
+from lib import differential, images
 from lib.tools import libnbd, need, output, run
 
 SIZE = 16 << 20
@@ -35,10 +36,10 @@ def served(daemon, tmp):
     return one
 
 
-def bitmaps(served):
-    """The bitmaps of node n by name."""
+def bitmaps(served, name='n'):
+    """The bitmaps of a node by name."""
     nodes = {node['node-name']: node for node in served.cmd('query-named-block-nodes', flat=True)}
-    return {bitmap['name']: bitmap for bitmap in nodes['n'].get('dirty-bitmaps', [])}
+    return {bitmap['name']: bitmap for bitmap in nodes[name].get('dirty-bitmaps', [])}
 
 
 def granules(ranges):
@@ -124,38 +125,37 @@ def test_an_incremental_backup_has_every_change(served, tmp, rng):
 def test_marks_from_several_loops(served, rng):
     """Connections on two threads write side by side while bitmaps come, are merged and go."""
     nbd = libnbd()
+    served.cmd('blockdev-add', driver='null-co', node_name='m', size=SIZE)
+    served.cmd('block-dirty-bitmap-add', node='m', name='b', granularity=GRANULARITY)
     served.cmd(
         'block-export-add',
         type='nbd',
         id='many',
-        node_name='n',
+        node_name='m',
         name='many',
         writable=True,
         iothread=['t0', 't1'],
     )
-    written = [[], []]
 
-    def write(i, seeds):
+    def write(offsets):
         client = nbd.NBD()
         client.connect_uri(served.uri('many'))
-        for offset in seeds:
+        for offset in offsets:
             client.pwrite(b'x' * 512, offset)
-            written[i].append((offset, 512))
         client.shutdown()
 
     offsets = [[rng.randrange(SIZE // 512) * 512 for _ in range(300)] for _ in range(2)]
-    threads = [threading.Thread(target=write, args=(i, offsets[i])) for i in range(2)]
+    threads = [threading.Thread(target=write, args=(half,)) for half in offsets]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        served.cmd('block-dirty-bitmap-add', node='n', name='x', granularity=512)
-        served.cmd('block-dirty-bitmap-merge', node='n', target='x', bitmaps=['b'])
-        served.cmd('block-dirty-bitmap-remove', node='n', name='x')
+        served.cmd('block-dirty-bitmap-add', node='m', name='x', granularity=512)
+        served.cmd('block-dirty-bitmap-merge', node='m', target='x', bitmaps=['b'])
+        served.cmd('block-dirty-bitmap-remove', node='m', name='x')
     for thread in threads:
         thread.join()
-    expected = granules(written[0] + written[1])
-    assert len(written[0]) == len(written[1]) == 300
-    assert bitmaps(served)['b']['count'] == len(expected) * GRANULARITY
+    expected = granules((offset, 512) for offset in offsets[0] + offsets[1])
+    assert bitmaps(served, 'm')['b']['count'] == len(expected) * GRANULARITY
 
 
 def test_an_export_keeps_its_bitmaps(served):
@@ -251,3 +251,75 @@ def test_the_file_below_has_bitmaps_of_its_own(served, tmp, rng):
             assert after[part] == before[part].ljust(len(after[part]), b'\0')
     served.stop()
     images.check(tmp / 'image.qcow2')
+
+
+# ---- Against the reference ----
+
+NAMES = ['a', 'b', 'c', 'd']
+
+
+def random_change(rng):
+    """A command that changes bitmaps, or not: it may be refused."""
+    name, other = rng.choice(NAMES), rng.choice(NAMES)
+    at = {'node': 'n', 'name': name}
+    choices = [
+        ('block-dirty-bitmap-add', {**at, 'granularity': 512 << rng.randrange(10), 'disabled': rng.random() < 0.2}),
+        ('block-dirty-bitmap-remove', at),
+        ('block-dirty-bitmap-clear', at),
+        ('block-dirty-bitmap-enable', at),
+        ('block-dirty-bitmap-disable', at),
+        ('block-dirty-bitmap-merge', {'node': 'n', 'target': name, 'bitmaps': [other]}),
+    ]
+    return rng.choices(choices, weights=[4, 1, 1, 2, 2, 3])[0]
+
+
+def random_script(rng, steps=60):
+    """Writes by qemu-io, commands, and transactions of commands."""
+    script = []
+    for _ in range(steps):
+        kind = rng.random()
+        if kind < 0.4:
+            length = rng.choice([512, 4096, 100000])
+            command = rng.choice(['write', 'write -z', 'discard'])
+            offset = rng.randrange((SIZE - length) // 512) * 512
+            script.append(('write', f'{command} {offset} {-(-length // 512) * 512}'))
+        elif kind < 0.8:
+            script.append(random_change(rng))
+        else:
+            # The reference crashes when it undoes enabling or disabling a bitmap that does not exist.
+            changes = [random_change(rng) for _ in range(rng.randrange(1, 6))]
+            actions = [{'type': kind, 'data': data} for kind, data in changes if 'able' not in kind]
+            if rng.random() < 0.3:
+                actions.append({'type': 'abort', 'data': {}})
+            script.append(('transaction', {'actions': actions}))
+    return script
+
+
+def play(one, script):
+    """What the daemon says to each step, and the digests of all bitmaps in between."""
+    answers = []
+    one.cmd('blockdev-add', driver='null-co', node_name='n', size=SIZE, discard='unmap')
+    one.cmd('block-export-add', type='nbd', id='w', node_name='n', name='w', writable=True)
+    for kind, argument in script:
+        if kind == 'write':
+            run('qemu-io', '-f', 'raw', '-c', argument, one.uri('w'))
+        else:
+            answers.append(one.qmp.reply_to(one.qmp.send(kind, argument)).get('error', {}).get('desc'))
+        shown = bitmaps(one)
+        for name in sorted(shown):
+            digest = one.cmd('x-debug-block-dirty-bitmap-sha256', node='n', name=name)['sha256']
+            answers.append((name, digest, shown[name]['count'], shown[name]['recording']))
+    return answers
+
+
+def test_the_reference_says_the_same(daemon, rng):
+    need('qemu-io')
+    peer = differential.reference()
+    if peer is None or peer.major() < 10:
+        pytest.skip('missing package qemu-utils from bookworm-backports (qemu-storage-daemon 10)')
+    script = random_script(rng)
+    ours, theirs = (
+        play(daemon(binary=binary, environment=environment, nbd=True), script)
+        for binary, environment in ((daemon_module.BINARY, None), (peer.binary, peer.environment))
+    )
+    assert ours == theirs

@@ -24,7 +24,7 @@ SANITIZERS = {
 THREADED_UNIT_TESTS = ['co', 'loop', 'bitmap', 'bits', 'block', 'block-lanes', 'net', 'chardev', 'vduse', 'memory',
     'virtqueue-events', 'qcow2-away']
 THREADED_SYSTEM_TESTS = (
-    'test_concurrent_qcow2.py', 'test_fuse_threads.py', 'test_iothread.py', 'test_many_loops.py', 'test_reopen.py', 'test_vhost_user_loops.py')
+    'test_bitmaps.py', 'test_concurrent_qcow2.py', 'test_fuse_threads.py', 'test_iothread.py', 'test_many_loops.py', 'test_reopen.py', 'test_vhost_user_loops.py')
 THREAD_SANITIZER = {'TSAN_OPTIONS': 'exitcode=99'}
 
 
