@@ -137,7 +137,7 @@ static int read_combined_size(const BlockdevOptionsQcow2 *o, uint64_t l2_max, Ca
     if (o->has_l2_cache_size && o->has_refcount_cache_size)
         return err_set(err, -EINVAL,
             "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
-    if (o->has_l2_cache_size && sizes->l2 > total)
+    if (o->has_l2_cache_size && (uint64_t)o->l2_cache_size > total)
         return err_set(err, -EINVAL, "l2-cache-size may not exceed cache-size");
     if (o->has_refcount_cache_size && sizes->refcounts > total)
         return err_set(err, -EINVAL, "refcount-cache-size may not exceed cache-size");

@@ -50,7 +50,7 @@
  * mapping of these clusters wait for it and start over. Mapped reads and mapped writes never wait for it.
  * - A cluster may be zeroed or discarded under a write in place. Where it keeps its host cluster, which is
  * then to be filled anew, the filling waits for such writes: they would show up in the middle of it.
- * - Locks, in this order: change_lock (snapshots, checks: the node is drained), l2_lock (a new L2 table),
+ * - Locks, in this order: change_lock (snapshots, checks, resizing: the node is drained), l2_lock (a new L2 table),
  * refcount_lock (allocation, decrements), writeback_lock, a cache's write_lock. A write-back takes none of
  * the first two, so that an allocation may need one to make room in a cache.
  *

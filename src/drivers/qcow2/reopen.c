@@ -9,7 +9,7 @@
 
 /* What abort puts back. */
 typedef struct Qcow2Before {
-    bool lazy_refcounts, pass_discard_request, pass_discard_other, discard_no_unref;
+    bool lazy_refcounts, pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref;
     unsigned overlap_check;
     uint64_t clean_interval_ns, clean_next_ns;
     Cache l2, refcounts; /* after prepare: those that are not in force */
@@ -25,6 +25,7 @@ static Qcow2Before *remember(const Qcow2 *q)
 
     before->lazy_refcounts = q->lazy_refcounts;
     before->pass_discard_request = q->pass_discard_request;
+    before->pass_discard_snapshot = q->pass_discard_snapshot;
     before->pass_discard_other = q->pass_discard_other;
     before->discard_no_unref = q->discard_no_unref;
     before->overlap_check = q->overlap_check;
@@ -37,6 +38,7 @@ static void put_back(Qcow2 *q, const Qcow2Before *before)
 {
     q->lazy_refcounts = before->lazy_refcounts;
     q->pass_discard_request = before->pass_discard_request;
+    q->pass_discard_snapshot = before->pass_discard_snapshot;
     q->pass_discard_other = before->pass_discard_other;
     q->discard_no_unref = before->discard_no_unref;
     q->overlap_check = before->overlap_check;

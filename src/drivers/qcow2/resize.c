@@ -182,9 +182,17 @@ static int shrink(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
     return r < 0 ? err_set_errno(err, r, "Failed to discard cropped clusters") : 0;
 }
 
-int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
+/* A raw data file ends where the disk does; once the header says so, as it may be longer but not shorter. */
+static int cut_data_file(Qcow2 *q, uint64_t size, Error *err)
 {
-    Qcow2 *q = node->state;
+    if (!q->data_raw || node_size(edge_node(q->data)) <= size)
+        return 0;
+    return edge_resize(q->data, size, false, PREALLOCATION_OFF, 0, err);
+}
+
+static int resize_locked(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
+{
+    Node *node = q->node;
     int r;
 
     if (!is_aligned(size, 512))
@@ -193,8 +201,6 @@ int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, 
         return err_set(err, -EIO, "Image is corrupt");
     if (q->header.snapshots && q->header.version < 3)
         return err_set(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
-    if (q->header.snapshots && size < node->size)
-        return err_set(err, -ENOTSUP, "Can't shrink an image which has snapshots");
     r = size < node->size ? shrink(q, size, prealloc, err) : grow(q, size, prealloc, err);
     if (r < 0)
         return r;
@@ -202,5 +208,16 @@ int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, 
     if (r < 0)
         return err_set_errno(err, r, "Failed to update the image size");
     node->size = size;
-    return 0;
+    return cut_data_file(q, size, err);
+}
+
+int image_resize(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
+{
+    Qcow2 *q = node->state;
+    int r;
+
+    co_mutex_lock_shielded(&q->change_lock);
+    r = resize_locked(q, size, prealloc, err);
+    co_mutex_unlock(&q->change_lock);
+    return r;
 }
