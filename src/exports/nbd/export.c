@@ -12,6 +12,7 @@
 
 /* In order of creation, as clients see them. */
 static List nbd_exports = LIST_INIT(nbd_exports);
+static uint64_t last_serial;
 
 static NbdExport *find_by_name(const char *name, size_t bytes)
 {
@@ -41,6 +42,7 @@ static void describe_export(const NbdServer *server, NbdExport *nbd, NegotiateEx
         contexts |= NBD_CONTEXT_BIT(NBD_CONTEXT_DEPTH);
     *ret_export = (NegotiateExport){
         .opaque = nbd,
+        .serial = nbd->serial,
         .name = nbd->name,
         .description = nbd->description,
         .size = nbd->size,
@@ -109,6 +111,7 @@ static int nbd_create(Export *export, const BlockExportOptions *options, Error *
     if (r < 0)
         return r;
     nbd->export = export;
+    nbd->serial = ++last_serial;
     r = nbd_bitmaps_open(nbd, own, err);
     if (r < 0)
         return r;

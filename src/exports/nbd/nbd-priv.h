@@ -26,6 +26,7 @@ typedef struct NbdServer {
 /* State of an export of kind nbd. */
 typedef struct NbdExport {
     Export *export;
+    uint64_t serial; /* see NegotiateExport */
     char *name;
     char *description; /* or NULL */
     bool allocation_depth;

@@ -14,11 +14,6 @@ void negotiation_init(Negotiation *negotiation, const NegotiateHost *host, void 
     *negotiation = (Negotiation){.host = host, .opaque = opaque};
 }
 
-void negotiation_done(Negotiation *negotiation)
-{
-    free(TAKE(negotiation->context_name));
-}
-
 /* ---- Replies ---- */
 
 static void reply(StrBuf *replies, uint32_t option, uint32_t type, const void *data, size_t bytes)
@@ -78,15 +73,10 @@ static NegotiateStep reply_parse_error(StrBuf *replies, uint32_t option, NbdPars
 
 /* ---- Options ---- */
 
-static bool same_name(const char *a, NbdString b)
-{
-    return a && strlen(a) == b.bytes && memcmp(a, b.text, b.bytes) == 0;
-}
-
 /* Contexts were negotiated for one export; choosing another drops them. */
-static void check_context_name(Negotiation *n, NbdString name)
+static void check_context_export(Negotiation *n, const NegotiateExport *export)
 {
-    if (!same_name(n->context_name, name))
+    if (n->context_export != export->serial)
         n->contexts = 0;
 }
 
@@ -129,7 +119,7 @@ static NegotiateStep handle_export_name(Negotiation *n, const uint8_t *data, siz
     if (bytes > NBD_STRING_BYTES || n->mode == NBD_MODE_EXTENDED ||
         !n->host->find(n->opaque, name, &n->chosen))
         return NEGOTIATE_DROP;
-    check_context_name(n, name);
+    check_context_export(n, &n->chosen);
     put_be64(out, n->chosen.size);
     put_be16(out + 8, flags_for_client(n, &n->chosen));
     strbuf_append_bytes(replies, out, n->no_zeroes ? 10 : sizeof(out));
@@ -178,7 +168,7 @@ static NegotiateStep handle_info(
     if (!n->host->find(n->opaque, info.name, &export))
         return reply_unknown_export(replies, option, info.name);
     if (option == NBD_OPT_GO)
-        check_context_name(n, info.name);
+        check_context_export(n, &export);
     reply_infos(n, option, &info, &export, replies);
     if (option == NBD_OPT_INFO && !info.want_block_size && export.block_min > 1)
         return reply_error(
@@ -208,13 +198,6 @@ static void reply_contexts(
     }
 }
 
-static void set_contexts(Negotiation *n, NbdString name, NbdContexts contexts)
-{
-    free(n->context_name);
-    n->context_name = str_ndup(name.text, name.bytes);
-    n->contexts = contexts;
-}
-
 static NegotiateStep handle_meta(
     Negotiation *n, uint32_t option, const uint8_t *data, size_t bytes, StrBuf *replies)
 {
@@ -237,8 +220,10 @@ static NegotiateStep handle_meta(
     contexts = export.contexts;
     if (set || meta.queries)
         contexts &= nbd_meta_option_match(&meta, &export.bitmaps, !set);
-    if (set)
-        set_contexts(n, meta.name, contexts);
+    if (set) {
+        n->context_export = export.serial;
+        n->contexts = contexts;
+    }
     reply_contexts(replies, option, contexts, &export.bitmaps);
     return reply_ack(replies, option);
 }

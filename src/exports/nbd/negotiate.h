@@ -11,7 +11,8 @@
 
 /* What a client may know about an export. Strings are borrowed from the host until it is asked again. */
 typedef struct NegotiateExport {
-    void *opaque; /* the host's own */
+    void *opaque;    /* the host's own */
+    uint64_t serial; /* no other export ever has the same; not 0 */
     const char *name;
     const char *description; /* or NULL */
     uint64_t size;
@@ -40,14 +41,13 @@ typedef struct Negotiation {
     bool fixed; /* the client speaks fixed newstyle */
     bool no_zeroes;
     NbdMode mode;
-    NbdContexts contexts; /* negotiated for the export context_name */
-    char *context_name;
-    unsigned options; /* received so far */
+    NbdContexts contexts;    /* negotiated for the export context_export */
+    uint64_t context_export; /* its serial; another one of the same name has other bitmaps */
+    unsigned options;        /* received so far */
     NegotiateExport chosen;
 } Negotiation;
 
 void negotiation_init(Negotiation *negotiation, const NegotiateHost *host, void *opaque);
-void negotiation_done(Negotiation *negotiation);
 
 NegotiateStep negotiate_flags(Negotiation *negotiation, uint32_t client_flags);
 /* Appends the replies to an option whose data was received completely. */

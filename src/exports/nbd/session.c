@@ -38,7 +38,6 @@ static void session_free(NbdSession *session)
     list_remove(&session->link);
     server->count--;
     co_cond_signal(&server->slot_free);
-    negotiation_done(&session->negotiation);
     free(session->option);
     fd_close(session->fd);
     object_unref(session->iothread);

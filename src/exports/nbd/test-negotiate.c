@@ -12,11 +12,13 @@
 #include <cmocka.h>
 
 static const char *const export_names[] = {"e0", "e1"};
+static uint64_t serials[] = {1, 2};
 
 static void fill_export(size_t i, NegotiateExport *ret_export)
 {
     *ret_export = (NegotiateExport){
         .opaque = (void *)(i + 1),
+        .serial = serials[i],
         .name = export_names[i],
         .size = 1 << 20,
         .flags = NBD_FLAG_HAS_FLAGS,
@@ -61,7 +63,6 @@ static int set_up(void **state)
 
 static int tear_down(void **state)
 {
-    negotiation_done(&negotiation);
     strbuf_done(&replies);
     return 0;
 }
@@ -117,6 +118,17 @@ static void test_contexts_belong_to_an_export(void **state)
     send_option(NBD_OPT_SET_META_CONTEXT, allocation_e0, sizeof(allocation_e0));
     assert_int_equal(negotiation.contexts, 1);
     send_option(NBD_OPT_GO, go_e1, sizeof(go_e1));
+    assert_int_equal(negotiation.contexts, 0);
+}
+
+/* The export was removed, and another one has its name now. */
+static void test_contexts_do_not_move_to_another_export(void **state)
+{
+    send_option(NBD_OPT_STRUCTURED_REPLY, NULL, 0);
+    send_option(NBD_OPT_SET_META_CONTEXT, allocation_e0, sizeof(allocation_e0));
+    serials[0] = 3;
+    send_option(NBD_OPT_GO, go_e0, sizeof(go_e0));
+    serials[0] = 1;
     assert_int_equal(negotiation.contexts, 0);
 }
 
@@ -176,6 +188,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_flags, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_go, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_contexts_belong_to_an_export, set_up, tear_down),
+        cmocka_unit_test_setup_teardown(test_contexts_do_not_move_to_another_export, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_contexts_are_replaced, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_modes, set_up, tear_down),
         cmocka_unit_test_setup_teardown(test_block_size_required, set_up, tear_down),
