@@ -274,8 +274,9 @@ struct Qcow2 {
     bool corrupt;                          /* fatal: all further requests are refused */
     bool preallocated, preallocated_known; /* see status.c */
     bool reported;                         /* corruption: later events are suppressed */
-    bool refcounts_lag; /* lazy: the image was marked dirty here, refcounts wait for the end */
-    bool checking;      /* a check runs: nobody else may change anything */
+    bool incompatible_unsure; /* changing the feature bits has failed: the file may have either */
+    bool refcounts_lag;       /* lazy: the image was marked dirty here, refcounts wait for the end */
+    bool checking;            /* a check runs: nobody else may change anything */
     bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;

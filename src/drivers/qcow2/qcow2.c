@@ -68,15 +68,18 @@ static int change_incompatible(Qcow2 *q, uint64_t bits)
     uint8_t bytes[8];
     int r;
 
-    if (bits == q->header.incompatible)
+    if (bits == q->header.incompatible && !q->incompatible_unsure)
         return 0;
+    q->incompatible_unsure = true;
     put_be64(bytes, bits);
     r = edge_pwrite(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes), 0);
     if (r == 0)
         r = edge_flush(q->file);
-    if (r == 0)
-        q->header.incompatible = bits;
-    return r;
+    if (r < 0)
+        return r;
+    q->header.incompatible = bits;
+    q->incompatible_unsure = false;
+    return 0;
 }
 
 int image_change_incompatible(Qcow2 *q, uint64_t set, uint64_t clear)

@@ -197,9 +197,10 @@ int sync_close(Qcow2 *q)
         r = sync_refcounts(q);
     if (r == 0)
         r = edge_flush(q->file);
-    if (r == 0 && q->refcounts_lag)
-        r = image_change_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY);
-    if (r == 0)
-        q->refcounts_lag = false;
-    return r;
+    if (r < 0 || !q->refcounts_lag)
+        return r;
+    /* Even if the file cannot be made to say so, they do not lag any more; and when they do again, it is told
+     * anew. */
+    q->refcounts_lag = false;
+    return image_change_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY);
 }
