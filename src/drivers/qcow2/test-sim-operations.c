@@ -50,10 +50,12 @@ static void draw_data(Sim *sim, uint64_t offset, uint64_t bytes, uint8_t *data)
         memset(data, 0, bytes);
         return;
     }
-    for (uint64_t i = 0; i < bytes; i++) {
-        uint64_t word = value << 32 | ((offset + i) / SECTOR + 1);
+    for (uint64_t done = 0, count; done < bytes; done += count) {
+        uint64_t at = offset + done, word = kind == 1 ? test_random(UINT64_MAX) * UINT64_C(0x9e3779b97f4a7c15)
+                                                      : value << 32 | (at / SECTOR + 1);
 
-        data[i] = kind == 1 ? (uint8_t)test_random(256) : (uint8_t)(word >> (offset + i) % 8 * 8);
+        count = MIN(bytes - done, 8 - at % 8);
+        memcpy(data + done, (uint8_t *)&word + at % 8, count);
     }
 }
 
@@ -238,8 +240,12 @@ static void op_check(Sim *sim)
     uint64_t failures = mem_failures;
     AUTO_ERROR Error err = ERROR_INIT;
     CheckResult result = {0};
-    int r = driver_qcow2.check(sim->node, fix, &result, &err);
+    int r;
 
+    /* An image that was given up after failures is not what memory says. */
+    if (failures != sim->failures && flush(sim) < 0)
+        return;
+    r = driver_qcow2.check(sim->node, fix, &result, &err);
     sim->blemished |= mem_failures != sim->failures;
     say("check, fix %u: %d, %" PRIu64 " leaks", fix, r, result.leaks);
     if (result.corruptions || (result.leaks && !sim->blemished))
