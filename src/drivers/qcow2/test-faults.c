@@ -244,6 +244,41 @@ static void test_concurrent_load(void **state)
     test_run(load_twice, NULL);
 }
 
+/* ---- The end of a data file ---- */
+
+/* It may be a device of just the disk's size. */
+static void fill_last_cluster(void *arg)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    BlockdevRef file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+    BlockdevCreateOptions options = {.u.qcow2 = {.file = &file, .data_file = &file, .size = 100 * KIB}};
+    uint8_t data[512] = {1};
+    struct iovec iov;
+    Node *node;
+
+    mem_yields = false;
+    mem_file = mem_file_new(NULL, 0, false);
+    mem_data_file = mem_file_new(NULL, 0, false);
+    assert_int_equal(driver_qcow2.create(&options, &err), 0);
+    mem_options.data_file = &file;
+    node = reopen(NULL);
+    assert_int_equal(driver_qcow2.write(node, 80 * KIB, io_slice_of(&iov, data, sizeof(data)), 0), 0);
+    assert_true(mem_data_file->size <= 100 * KIB);
+    for (uint64_t at = 81 * KIB; at < 100 * KIB; at += 512) {
+        assert_int_equal(driver_qcow2.read(node, at, io_slice_of(&iov, data, sizeof(data))), 0);
+        assert_true(buffer_is_zero(data, sizeof(data)));
+    }
+    test_close(node);
+    mem_options = (BlockdevOptionsQcow2){0};
+    mem_file_free(TAKE(mem_file));
+    mem_file_free(TAKE(mem_data_file));
+}
+
+static void test_end_of_data_file(void **state)
+{
+    test_run(fill_last_cluster, NULL);
+}
+
 /* ---- Killed, and side by side ---- */
 
 static void record_file(void)
@@ -372,6 +407,7 @@ int main(void)
         cmocka_unit_test(test_shrink),
         cmocka_unit_test(test_compressed_overlap),
         cmocka_unit_test(test_concurrent_load),
+        cmocka_unit_test(test_end_of_data_file),
         cmocka_unit_test(test_fua_after_kill),
         cmocka_unit_test(test_zero_under_write),
     };
