@@ -42,10 +42,18 @@ class Drawn:
             self.preallocation = 'off'
         self.shadow = bytes(self.size)
         self.fresh = True
+        self.snapshots = {}  # contents by name
 
     def __str__(self):
-        hidden = ('rng', 'directory', 'path', 'shadow', 'fresh')
+        hidden = ('rng', 'directory', 'path', 'shadow', 'fresh', 'snapshots')
         return ' '.join(f'{name}={value}' for name, value in vars(self).items() if name not in hidden)
+
+    @property
+    def may_have_snapshots(self):
+        return not self.data_file and self.refcount_bits > 1 + len(self.snapshots).bit_length()
+
+    def choose_snapshot(self):
+        return self.rng.choice(sorted(self.snapshots))
 
     def make_backing(self):
         if not self.backing:
@@ -112,8 +120,16 @@ class Reference:
         images.qemu_io(drawn.path, commands)
         drawn.shadow, drawn.fresh = bytes(shadow), False
 
+    def snapshot(self, action, name):
+        run('qemu-img', 'snapshot', {'make': '-c', 'apply': '-a', 'delete': '-d'}[action], name, self.drawn.path)
+
     def read(self):
         return images.to_raw(self.drawn.path)
+
+    def read_snapshot(self, name):
+        raw = self.drawn.directory / 'snapshot.raw'
+        run('qemu-img', 'convert', '-O', 'raw', '-l', f'snapshot.name={name}', self.drawn.path, raw)
+        return raw.read_bytes()
 
     def info(self):
         return json.loads(output('qemu-img', 'info', '--output=json', self.drawn.path, cwd=self.drawn.directory))
@@ -171,6 +187,18 @@ class Granary:
         served.stop()
         drawn.shadow, drawn.fresh = bytes(work.shadow), False
 
+    def snapshot(self, action, name):
+        served = self.daemon()
+        file = {'driver': 'file', 'filename': str(self.drawn.path)}
+        served.blockdev_add(driver='qcow2', node_name='q', file=file)
+        command = {
+            'make': 'blockdev-snapshot-internal-sync',
+            'apply': 'x-blockdev-snapshot-apply-internal',
+            'delete': 'blockdev-snapshot-delete-internal-sync',
+        }[action]
+        served.cmd(command, device='q', name=name)
+        served.stop()
+
     def read(self):
         served, handle = self.serve(read_only=True)
         content = b''.join(
@@ -186,6 +214,26 @@ class Granary:
         handle.shutdown()
         served.stop()
         return next(node['image'] for node in nodes if node['node-name'] == 'q')
+
+
+def change_snapshots(drawn, sides):
+    """Makes, applies or deletes one, now and then; returns what was done."""
+    side, name = drawn.rng.choice(sides), f's{drawn.rng.randrange(1 << 30)}'
+    action = drawn.rng.choice(('make', 'make', 'apply', 'delete', 'none'))
+    if action == 'none' or (action == 'make' and not drawn.may_have_snapshots):
+        return []
+    if action != 'make':
+        if not drawn.snapshots:
+            return []
+        name = drawn.choose_snapshot()
+    side.snapshot(action, name)
+    if action == 'make':
+        drawn.snapshots[name] = drawn.shadow
+    elif action == 'apply':
+        drawn.shadow = drawn.snapshots[name]
+    else:
+        del drawn.snapshots[name]
+    return [f'{action} {name} by {type(side).__name__}']
 
 
 def compare_contents(drawn, reader, done):
@@ -218,7 +266,10 @@ def test_both_in_turn(seed, daemon, tmp):
         writer = drawn.rng.choice((ours, reference))
         writer.write()
         done.append(f'write by {type(writer).__name__}')
+        done += change_snapshots(drawn, (ours, reference))
         images.check(drawn.path)
         for reader in (reference, ours):
             compare_contents(drawn, reader, done)
+    for name, content in drawn.snapshots.items():
+        assert reference.read_snapshot(name) == content, f'snapshot {name} after {done}; {drawn}'
     compare_info(drawn, ours, reference)
