@@ -32,7 +32,7 @@ int shadow_begin(Qcow2 *q, Shadow *s)
 {
     int r;
 
-    *s = (Shadow){.q = q, .header = q->header};
+    *s = (Shadow){.q = q};
     r = refcount_check_table(q);
     if (r == 0)
         r = sync_close(q);
@@ -40,6 +40,7 @@ int shadow_begin(Qcow2 *q, Shadow *s)
         r = refcount_settle_table(q);
     if (r < 0)
         return r;
+    s->header = q->header; /* which the steps before may have changed */
     s->rt_entries = s->rt_capacity = q->rt_entries;
     s->rt = mem_try_zalloc(MAX(s->rt_entries, 1U), sizeof(*s->rt));
     if (!s->rt)
