@@ -221,7 +221,7 @@ int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, u
     if (!node->driver->resize)
         return err_set(err, -ENOTSUP, "Image format driver does not support resize");
     r = edge->parent ? loop_call(node->home, resize_on_home, &call) : resize_drained(&call, node);
-    if (r == 0 && node->size != old_size)
+    if (node->size != old_size) /* also when only what follows has failed */
         node_size_changed(node);
     return r;
 }
