@@ -412,7 +412,7 @@ static void truncate_file(MemFile *file, uint64_t size)
 
 int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
 {
-    if (size > mem_limit)
+    if (size > mem_limit && size > edge->mem->size)
         return err_set(err, fail(-ENOSPC), "too large");
     mem_file_reserve(edge->mem, size);
     if (size < edge->mem->size)

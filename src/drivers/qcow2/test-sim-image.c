@@ -22,6 +22,7 @@ typedef struct Judge {
     unsigned cluster_bits, refcount_order;
     bool old /* version 2 */, extended, exact, dirty;
     uint64_t l1, l1_entries, table, table_entries;
+    uint64_t snapshots, snapshots_at;
     uint16_t *references; /* found, for each cluster */
 } Judge;
 
@@ -46,6 +47,8 @@ static void read_head(Judge *j, const Image *image)
     j->l1_entries = get_be32(h + 36);
     j->l1 = get_be64(h + 40);
     j->table = get_be64(h + 48);
+    j->snapshots = get_be32(h + 60);
+    j->snapshots_at = get_be64(h + 64);
     j->table_entries = get_be32(h + 56) * j->cluster / 8;
     incompatible = j->old ? 0 : get_be64(h + 72);
     j->dirty = incompatible & 1;
@@ -168,6 +171,47 @@ static void check_copied(const Judge *j, uint64_t entry, const char *what, uint6
         sim_fail("%s %" PRIu64 " is not COPIED, but its cluster has one reference", what, index);
 }
 
+/* ---- Snapshots ---- */
+
+/* All that an L1 table leads to. */
+static void refer_tree(Judge *j)
+{
+    uint64_t per_table = j->cluster / (j->extended ? 16 : 8);
+
+    for (uint64_t i = 0; i < j->l1_entries * per_table; i++)
+        if (entry_at(j, j->l1 + i / per_table * 8) & OFFSET)
+            refer_guest(j, i);
+}
+
+static void refer_snapshot(const Judge *j, uint64_t at, uint64_t index)
+{
+    Judge s = *j;
+
+    s.l1 = entry_at(j, at);
+    s.l1_entries = get_be32(j->file + at + 8);
+    refer_once(&s, s.l1, div_round_up(s.l1_entries * 8, s.cluster), "L1 table of snapshot", index);
+    for (uint64_t i = 0; i < s.l1_entries; i++)
+        if (entry_at(&s, s.l1 + i * 8) & OFFSET)
+            refer(&s, entry_at(&s, s.l1 + i * 8) & OFFSET, 1, "L2 table of snapshot", index);
+    refer_tree(&s);
+}
+
+static void refer_snapshots(Judge *j)
+{
+    uint64_t at = j->snapshots_at;
+
+    for (uint64_t i = 0; i < j->snapshots; i++) {
+        const uint8_t *entry = j->file + at;
+
+        if (out_of_range(at, 40, j->size))
+            sim_fail("snapshot %" PRIu64 " is not in the file", i);
+        refer_snapshot(j, at, i);
+        at = align_up(at + 40 + get_be32(entry + 36) + get_be16(entry + 12) + get_be16(entry + 14), 8);
+    }
+    if (j->snapshots)
+        refer_once(j, j->snapshots_at, div_round_up(at - j->snapshots_at, j->cluster), "snapshot table", 0);
+}
+
 /* ---- The whole ---- */
 
 static void refer_metadata(Judge *j)
@@ -180,7 +224,7 @@ static void refer_metadata(Judge *j)
     refer_once(j, j->l1, div_round_up(j->l1_entries * 8, j->cluster), "L1 table", 0);
     for (uint64_t i = 0; i < j->l1_entries; i++)
         if (entry_at(j, j->l1 + i * 8) & OFFSET)
-            refer_once(j, entry_at(j, j->l1 + i * 8) & OFFSET, 1, "L2 table", i);
+            refer(j, entry_at(j, j->l1 + i * 8) & OFFSET, 1, "L2 table", i);
 }
 
 static void check_entries(Judge *j)
@@ -190,9 +234,8 @@ static void check_entries(Judge *j)
     if (div_round_up(div_round_up(j->disk_size, j->cluster), per_table) > j->l1_entries)
         sim_fail("the L1 table has %" PRIu64 " entries, too few for %" PRIu64 " bytes", j->l1_entries,
             j->disk_size);
-    for (uint64_t i = 0; i < j->l1_entries * per_table; i++)
-        if (entry_at(j, j->l1 + i / per_table * 8) & OFFSET)
-            refer_guest(j, i);
+    refer_tree(j);
+    refer_snapshots(j);
     for (uint64_t i = 0; i < j->l1_entries; i++)
         check_copied(j, entry_at(j, j->l1 + i * 8), "L2 table", i);
     for (uint64_t i = 0; !j->image->has_data_file && i < j->l1_entries * per_table; i++)

@@ -382,6 +382,38 @@ void model_end_resize(Model *m, bool done)
         m->size = m->other_size;
 }
 
+/* ---- Snapshots ---- */
+
+uint64_t *model_values(const Model *m)
+{
+    AUTO_FREE uint64_t *values = mem_zalloc(m->capacity * sizeof(*values));
+
+    for (uint64_t i = 0; i < m->size; i++)
+        if (!is_settled(m, &m->sectors[i], &values[i]))
+            return NULL;
+    return TAKE(values);
+}
+
+bool model_begin_apply(Model *m, uint64_t size, const uint64_t *values, Change *ret_change)
+{
+    uint64_t count = MIN(size, m->size);
+
+    for (uint64_t i = 0; i < count; i++)
+        if (!has_room(m, &m->sectors[i]))
+            return false;
+    *ret_change = (Change){.count = count, .start = ++m->now};
+    m->other_size = size;
+    for (uint64_t i = 0; i < count; i++) {
+        Sector *s = &m->sectors[i];
+
+        s->versions[s->count++] =
+            (Version){.value = values[i], .start = m->now, .end = NEVER, .outlives = true};
+    }
+    for (uint64_t i = m->size; i < size; i++)
+        model_set_initial(m, i, values[i]);
+    return true;
+}
+
 /* ---- Crashes ---- */
 
 bool model_survives(const Model *m, uint64_t sector, const uint8_t *contents, bool power)

@@ -83,6 +83,12 @@ void model_end_flush(Model *m, uint64_t began);
 bool model_begin_resize(Model *m, uint64_t size, const uint64_t *hidden);
 void model_end_resize(Model *m, bool done);
 
+/* What each sector of the disk holds, for the caller to free; NULL: that is not known. */
+uint64_t *model_values(const Model *m);
+/* The disk becomes what it was once, in size, too. model_end() and model_end_resize() follow; false: as with
+ * model_begin(). */
+bool model_begin_apply(Model *m, uint64_t size, const uint64_t *values, Change *ret_change);
+
 /* Whether a sector may be found so after a crash now: of the host (power), or of the process. */
 bool model_survives(const Model *m, uint64_t sector, const uint8_t *contents, bool power);
 /* For messages: the versions of a sector. */

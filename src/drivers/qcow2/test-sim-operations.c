@@ -220,6 +220,8 @@ static void op_resize(Sim *sim)
     AUTO_ERROR Error err = ERROR_INIT;
     int r;
 
+    if (snapshots_any(sim) && (sim->shape.v2 || size < sim->model.size))
+        return;
     /* That the size may be another one is over. */
     if (sim->model.other_size != sim->model.size && flush(sim) < 0)
         return;
@@ -229,7 +231,7 @@ static void op_resize(Sim *sim)
     r = driver_qcow2.resize(sim->node, size * SECTOR, false, PREALLOCATION_OFF, 0, &err);
     say("  resize: %d", r);
     if (!sim->crashed)
-        model_end_resize(&sim->model, r == 0);
+        model_end_resize(&sim->model, sim->node->size == size * SECTOR);
     expect(sim, "resize", r);
 }
 
@@ -335,6 +337,7 @@ static const Operation operations[] = {
     {"reopen", 1, true, op_reopen},
     {"reopen_options", 1, true, op_reopen_options},
     {"check", 1, true, op_check},
+    {"snapshot", 2, true, op_snapshot},
 };
 
 uint64_t operation_number(const Operation *op)

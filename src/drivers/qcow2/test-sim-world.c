@@ -271,6 +271,7 @@ void open_image(Sim *sim)
     if (sim->node && sim->node->size != sim->model.size * SECTOR)
         sim_fail("the disk has %" PRIu64 " bytes, not %" PRIu64, (uint64_t)sim->node->size,
             sim->model.size * SECTOR);
+    snapshots_compare(sim);
     if (!one_in(4))
         read_all(sim);
 }

@@ -163,6 +163,7 @@ static uint64_t run_seed(uint64_t seed, unsigned operation_limit)
     mem_file_free(TAKE(mem_data_file));
     mem_file_free(TAKE(mem_backing));
     mem_options = (BlockdevOptionsQcow2){0};
+    snapshots_forget(&sim);
     model_done(&sim.model);
     current = NULL;
     return digest;

@@ -19,10 +19,22 @@ typedef struct Shape {
     bool faults, crashes;
 } Shape;
 
+#define MAX_SNAPSHOTS 3
+
+typedef enum SnapshotState { SNAPSHOT_NONE, SNAPSHOT_MAYBE, SNAPSHOT_SURE } SnapshotState;
+
+typedef struct SimSnapshot {
+    SnapshotState state;
+    char name[16];
+    uint64_t size;    /* sectors */
+    uint64_t *values; /* of each */
+} SimSnapshot;
+
 typedef struct Sim {
     Shape shape;
     Model model;
     Node *node;
+    SimSnapshot snapshots[MAX_SNAPSHOTS];
     CoRwLock lock; /* who needs the node for himself writes */
     unsigned left; /* operations */
     unsigned done; /* so far */
@@ -86,3 +98,11 @@ void expect(Sim *sim, const char *what, int r);
 int flush(Sim *sim);
 /* Compares the whole disk. */
 void read_all(Sim *sim);
+
+/* ---- test-sim-snapshots.c ---- */
+
+void op_snapshot(Sim *sim);
+bool snapshots_any(const Sim *sim);
+/* After opening: those that must be there are there. */
+void snapshots_compare(Sim *sim);
+void snapshots_forget(Sim *sim);
