@@ -114,6 +114,8 @@ static int run_rebuild(Qcow2 *q, Error *err)
 /* What the file holds is what counts from now on. */
 static int reload(Qcow2 *q, Error *err)
 {
+    int r;
+
     for (int i = 0; i < 2; i++) { /* the first turn forgets what was in use */
         cache_clean(&q->l2);
         cache_clean(&q->refcounts);
@@ -123,7 +125,10 @@ static int reload(Qcow2 *q, Error *err)
     away_forget(q);
     q->free_hint = q->compressed_at = 0;
     q->preallocated_known = false;
-    return image_prepare_writes(q, err);
+    r = image_prepare_writes(q, err);
+    if (r < 0) /* the tables from before are not those of the file */
+        image_refuse(q);
+    return r;
 }
 
 static int mark_sound(Qcow2 *q, Error *err)
