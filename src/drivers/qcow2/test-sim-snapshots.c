@@ -5,7 +5,6 @@
 
 #include <stdio.h>
 
-/* A crash or a failure has left either. */
 static void set_state(SimSnapshot *s, SnapshotState state)
 {
     s->state = state;
@@ -35,8 +34,18 @@ static bool is_listed(const SnapshotInfoList *list, const char *name)
     return false;
 }
 
+/* What a killed process has left with the kernel may go with the host. */
+static bool is_settled(Sim *sim)
+{
+    for (unsigned i = 0; i < MAX_SNAPSHOTS; i++)
+        if (sim->snapshots[i].state == SNAPSHOT_MAYBE)
+            return flush(sim) == 0;
+    return true;
+}
+
 void snapshots_compare(Sim *sim)
 {
+    bool settled = is_settled(sim);
     CLEANUP(snapshot_info_list_done) SnapshotInfoList list = {0};
     AUTO_ERROR Error err = ERROR_INIT;
     size_t count = 0;
@@ -52,7 +61,7 @@ void snapshots_compare(Sim *sim)
 
         if (s->state == SNAPSHOT_SURE && !listed)
             sim_fail("snapshot %s is lost", s->name);
-        if (s->state == SNAPSHOT_MAYBE)
+        if (s->state == SNAPSHOT_MAYBE && settled)
             set_state(s, listed ? SNAPSHOT_SURE : SNAPSHOT_NONE);
         count += listed;
     }
