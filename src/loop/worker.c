@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Worker threads of a loop for system calls that block and for heavy computation. Threads are started when
- * work waits and no thread is idle, and end after a while without work. The work item lives on the stack of
- * the coroutine that waits for it; its completion comes back to the loop as a post.
+ * more work waits than threads are idle, and end after a while without work. The work item lives on the stack
+ * of the coroutine that waits for it; its completion comes back to the loop as a post.
  */
 #include "loop/loop-priv.h"
 
@@ -29,7 +29,7 @@ struct WorkerPool {
     pthread_mutex_t mutex;
     pthread_cond_t work_cond, exit_cond;
     List queue;
-    unsigned threads, idle, min, max;
+    unsigned threads, idle, queued, min, max;
     bool stopping;
 };
 
@@ -56,7 +56,10 @@ static Work *next_work(WorkerPool *pool)
             break;
     }
     pool->idle--;
-    return list_empty(&pool->queue) ? NULL : LIST_ENTRY(list_pop(&pool->queue), Work, link);
+    if (list_empty(&pool->queue))
+        return NULL;
+    pool->queued--;
+    return LIST_ENTRY(list_pop(&pool->queue), Work, link);
 }
 
 static void *worker_main(void *arg)
@@ -107,12 +110,15 @@ int loop_work(int (*fn)(void *arg), void *arg)
 
     pthread_mutex_lock(&pool->mutex);
     list_append(&pool->queue, &work.link);
-    if (!pool->idle && pool->threads < MAX(pool->max, 1U))
+    pool->queued++;
+    if (pool->queued > pool->idle && pool->threads < MAX(pool->max, 1U))
         served = start_thread(pool) || pool->threads;
-    if (!served)
-        list_remove(&work.link);
-    else
+    if (served) {
         pthread_cond_signal(&pool->work_cond);
+    } else {
+        list_remove(&work.link);
+        pool->queued--;
+    }
     pthread_mutex_unlock(&pool->mutex);
     /* Not one thread can be had: doing the work here stalls the loop, but loses nothing. */
     return served ? co_wait_shielded(&work.wait) : fn(arg);
