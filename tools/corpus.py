@@ -16,6 +16,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import zlib
 
 TOP = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(TOP / 'tests'))
@@ -185,6 +186,20 @@ FUSE_REQUESTS = [  # opcode, body
 ]
 
 
+def from_codecs(directory):
+    """Clusters, sound and truncated, in raw deflate, and in zstd frames of one block that repeats a byte."""
+    for shift in range(8):
+        size = 512 << shift
+        cluster = bytes(i * i // 37 % 61 for i in range(size))
+        packer = zlib.compressobj(level=shift + 1, wbits=-12)
+        packed = packer.compress(cluster) + packer.flush()
+        frame = struct.pack('<IBB', 0xFD2FB528, 0, 7 << 3) + (size << 3 | 3).to_bytes(3, 'little') + b'B'
+        for part in (packed, packed[: len(packed) // 2], packed + bytes(300)):
+            save(directory, 'qcow2-codec', bytes([shift << 1]) + part)
+        for part in (frame, frame[:7], struct.pack('<II', 0x184D2A50, 4) + b'skip' + frame + bytes(300)):
+            save(directory, 'qcow2-codec', bytes([shift << 1 | 1]) + part)
+
+
 def from_fuse(directory):
     messages = [
         struct.pack('<2I2Q4I', 40 + len(body), opcode, 1, 1, *[0] * 4) + body
@@ -312,6 +327,7 @@ def main():
     from_cases(directory)
     from_images(directory)
     from_bitmaps(directory)
+    from_codecs(directory)
     from_fuse(directory)
     from_vhost_user(directory)
 

@@ -47,6 +47,8 @@
 #define LIMIT_NBD_READ_CHUNKS 128
 /* Idle payload buffers that one loop keeps. */
 #define LIMIT_BUFFER_POOL_BYTES (64 * MIB)
+/* Decompressed clusters that all qcow2 images together keep. */
+#define LIMIT_INFLATED_BYTES (128 * MIB)
 /* Descriptors that one message over a Unix socket may carry (the kernel's SCM_MAX_FD is 253). */
 #define LIMIT_PASSED_FDS 32
 /* Addresses that one listening name may have. */

@@ -74,6 +74,7 @@ static void clean_caches(Qcow2 *q)
     q->clean_next_ns = loop_now_ns() + q->clean_interval_ns;
     cache_clean(&q->l2);
     cache_clean(&q->refcounts);
+    inflate_clean(q);
 }
 
 unsigned request_begin(Qcow2 *q)
@@ -108,7 +109,7 @@ static void cluster_freed(Qcow2 *q, uint64_t cluster)
         cache_forget(&q->l2, offset, q->cluster_size);
         cache_forget(&q->refcounts, offset, q->cluster_size);
     }
-    inflate_forget(q, offset, q->cluster_size);
+    inflate_forget(q, cluster);
     q->free_hint = MIN(q->free_hint, cluster);
     if (q->compressed_at >> q->cluster_bits == cluster)
         q->compressed_at = 0;

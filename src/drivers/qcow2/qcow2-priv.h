@@ -82,6 +82,7 @@
 
 typedef struct Qcow2 Qcow2;
 typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2; /* generated */
+typedef struct Inflate Inflate; /* inflate.c */
 
 /* ---- Cache of table slices (cache.c) ---- */
 
@@ -200,19 +201,6 @@ typedef struct FreeList {
     size_t count, capacity;
 } FreeList;
 
-/* ---- Decompressed clusters (compress.c) ---- */
-
-#define INFLATE_SLOTS 8
-
-typedef struct InflateSlot {
-    uint64_t entry; /* L2 entry that it holds */
-    uint8_t *data;  /* cluster_size */
-    uint8_t *input;
-    bool valid, busy;
-    uint64_t used; /* clock of the last use */
-    CoCond done;
-} InflateSlot;
-
 /* ---- Work that many requests wait for together (sync.c) ---- */
 
 typedef struct SharedRun {
@@ -320,10 +308,9 @@ struct Qcow2 {
 
     uint64_t compressed_at; /* where the next compressed cluster may go; 0: in a new cluster */
 
-    InflateSlot inflate[INFLATE_SLOTS];
-    unsigned inflate_slots;
-    uint64_t inflate_clock;
-    CoCond inflate_room;
+    Inflate *inflate; /* from the first compressed cluster on that is read */
+    unsigned packing; /* clusters that are being compressed */
+    CoCond packing_room;
 
     uint8_t *copy_buffers; /* spare copy-on-write buffers, chained through their first bytes */
 
@@ -526,8 +513,24 @@ int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags) M
 int zero_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool unmap) MUST_CHECK;
 int discard_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool full, bool guest) MUST_CHECK;
 int write_compressed(Qcow2 *q, uint64_t offset, IoSlice src) MUST_CHECK;
+
+/* ---- inflate.c ---- */
+
 /* Copies decompressed bytes of the cluster that entry describes. */
 int inflate_read(Qcow2 *q, uint64_t entry, uint64_t skip, IoSlice dst) MUST_CHECK;
-/* The clusters' contents are about to change. */
-void inflate_forget(Qcow2 *q, uint64_t offset, uint64_t bytes);
+/* Whole clusters whose data lies close together. */
+#define INFLATE_PIECE 16
+#define INFLATE_PIECE_BYTES (512 * KIB) /* of their data, and of what it unpacks to */
+typedef struct InflatePiece {
+    uint64_t entries[INFLATE_PIECE];
+    unsigned count;
+    uint64_t start, end; /* of their data in the file */
+} InflatePiece;
+/* False: not together with those that are in it already. */
+bool inflate_piece_add(const Qcow2 *q, InflatePiece *piece, uint64_t entry);
+int inflate_piece(Qcow2 *q, const InflatePiece *piece, IoSlice dst) MUST_CHECK;
+/* A host cluster is about to hold something else. */
+void inflate_forget(Qcow2 *q, uint64_t cluster);
+/* Frees the memory of what was not used since the last call. */
+void inflate_clean(Qcow2 *q);
 void inflate_done(Qcow2 *q);

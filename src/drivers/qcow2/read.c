@@ -2,6 +2,8 @@
 /* The read path. */
 #include "drivers/qcow2/qcow2-priv.h"
 
+#include <unistd.h>
+
 /* Reads from the backing file; what it does not reach reads as zeroes. */
 static int read_backing(Qcow2 *q, uint64_t offset, IoSlice dst)
 {
@@ -75,14 +77,100 @@ static int extend_run(Qcow2 *q, Away *away, uint64_t offset, uint64_t bytes, Map
     return 0;
 }
 
-/* away: NULL at home. Inline, so that home pays nothing for it. What unpacks compressed clusters, and keeps
- * some of them, is at home. */
+/* ---- Compressed clusters side by side ---- */
+
+#define MAX_TOGETHER 16
+
+typedef struct TogetherRead {
+    Qcow2 *q;
+    uint64_t offset;
+    IoSlice dst;
+    unsigned piece; /* whole clusters to read in one go */
+    size_t taken;   /* bytes that somebody reads or has read */
+    int result;
+} TogetherRead;
+
+/* Adds whole compressed clusters to a piece as long as they follow; returns its length. */
+static size_t gather(const TogetherRead *t, size_t at, Map *map, InflatePiece *piece)
+{
+    Qcow2 *q = t->q;
+    size_t bytes = 0;
+
+    while (map->type == QCOW2_TYPE_COMPRESSED && map->bytes == q->cluster_size && piece->count < t->piece &&
+           inflate_piece_add(q, piece, map->entry)) {
+        bytes += q->cluster_size;
+        if (at + bytes == t->dst.bytes ||
+            map_lookup(q, t->offset + at + bytes, t->dst.bytes - at - bytes, map) < 0)
+            break; /* whoever takes what is there will see why */
+    }
+    return bytes;
+}
+
+/* Reads one part after the other of those that nobody has taken yet. */
+static void read_some(void *arg)
+{
+    TogetherRead *t = arg;
+
+    while (t->taken < t->dst.bytes && t->result == 0) {
+        InflatePiece piece = {0};
+        size_t at = t->taken, bytes;
+        Map map;
+        int r = map_lookup(t->q, t->offset + at, t->dst.bytes - at, &map);
+
+        bytes = r == 0 ? gather(t, at, &map, &piece) : 0;
+        if (r == 0 && at != t->taken) /* a lookup had to wait */
+            continue;
+        if (r == 0) {
+            IoSlice part = io_slice_part(t->dst, at, bytes ? bytes : map.bytes);
+
+            t->taken += part.bytes;
+            r = bytes ? inflate_piece(t->q, &piece, part) : read_run(t->q, &map, t->offset + at, part);
+        }
+        t->result = t->result < 0 ? t->result : r;
+    }
+}
+
+static unsigned pieces_at_once(void)
+{
+    static _Atomic unsigned count;
+
+    if (UNLIKELY(!count))
+        count = (unsigned)MIN(MAX(2 * sysconf(_SC_NPROCESSORS_ONLN), 2L), (long)MAX_TOGETHER);
+    return count;
+}
+
+static __attribute__((noinline)) int read_together(Qcow2 *q, uint64_t offset, IoSlice dst)
+{
+    uint64_t clusters = div_round_up(dst.bytes, q->cluster_size),
+             others = MIN(clusters, pieces_at_once()) - 1;
+    TogetherRead t = {.q = q, .offset = offset, .dst = dst};
+    CoGroup group;
+
+    t.piece = (unsigned)MAX(
+        MIN(div_round_up(clusters, others + 1), INFLATE_PIECE_BYTES >> q->cluster_bits), UINT64_C(1));
+    co_group_init(&group);
+    while (others--)
+        co_start(&group, "qcow2-read", read_some, &t);
+    read_some(&t);
+    co_group_join(&group);
+    return t.result;
+}
+
+/* The rest of a request, which begins with a compressed cluster. What unpacks them is at home. */
+static int read_compressed(Qcow2 *q, Away *away, const Map *map, uint64_t offset, IoSlice dst)
+{
+    if (away)
+        return call_home(q, offset, dst);
+    return map->bytes < dst.bytes || dst.bytes == q->cluster_size ? read_together(q, offset, dst)
+                                                                  : read_run(q, map, offset, dst);
+}
+
+/* away: NULL at home. Inline, so that home pays nothing for it. */
 static inline __attribute__((always_inline)) int read_runs(Qcow2 *q, Away *away, uint64_t offset, IoSlice dst)
 {
     size_t done = 0;
 
     while (done < dst.bytes) {
-        IoSlice part;
         Map map;
         int r = lookup(q, away, offset + done, dst.bytes - done, &map);
 
@@ -90,9 +178,9 @@ static inline __attribute__((always_inline)) int read_runs(Qcow2 *q, Away *away,
             r = extend_run(q, away, offset + done, dst.bytes - done, &map);
         if (UNLIKELY(r < 0))
             return r;
-        part = io_slice_part(dst, done, map.bytes);
-        r = UNLIKELY(away && map.type == QCOW2_TYPE_COMPRESSED) ? call_home(q, offset + done, part)
-                                                                : read_run(q, &map, offset + done, part);
+        if (UNLIKELY(map.type == QCOW2_TYPE_COMPRESSED))
+            return read_compressed(q, away, &map, offset + done, io_slice_part(dst, done, dst.bytes - done));
+        r = read_run(q, &map, offset + done, io_slice_part(dst, done, map.bytes));
         if (UNLIKELY(r < 0))
             return r;
         done += map.bytes;
