@@ -11,12 +11,19 @@
 #include <errno.h>
 #include <string.h>
 
-/* Largest piece that is bounced at once. */
+/* Largest piece that is bounced at once, unless a single block is larger. */
 #define BOUNCE_BYTES (1 * MIB)
 
 static size_t buffer_alignment(const Node *node)
 {
     return MAX(node->limits.memory_alignment, 512U);
+}
+
+static size_t bounce_capacity(const Node *node, size_t bytes)
+{
+    uint32_t align = node->limits.request_alignment;
+
+    return MIN(MAX(BOUNCE_BYTES, (size_t)align), align_up(bytes, align) + align);
 }
 
 bool align_fits(const Node *node, uint64_t offset, IoSlice io)
@@ -37,7 +44,7 @@ static int read_block_range(Node *node, uint64_t start, void *buffer, size_t byt
 int align_read(Node *node, uint64_t offset, IoSlice dst)
 {
     uint32_t align = node->limits.request_alignment;
-    size_t capacity = MIN(BOUNCE_BYTES, align_up(dst.bytes, align) + align);
+    size_t capacity = bounce_capacity(node, dst.bytes);
     AUTO_FREE uint8_t *buffer = mem_try_aligned(buffer_alignment(node), capacity);
     size_t done = 0;
 
@@ -97,7 +104,7 @@ static int bounce_write(Node *node, uint64_t offset, IoSlice src, uint8_t *buffe
 int align_write(Node *node, uint64_t offset, IoSlice src, unsigned flags)
 {
     uint32_t align = node->limits.request_alignment;
-    size_t capacity = MIN(BOUNCE_BYTES, align_up(src.bytes, align) + align);
+    size_t capacity = bounce_capacity(node, src.bytes);
     AUTO_FREE uint8_t *buffer = mem_try_aligned(buffer_alignment(node), capacity);
     size_t done = 0;
 
@@ -114,16 +121,23 @@ int align_write(Node *node, uint64_t offset, IoSlice src, unsigned flags)
     return 0;
 }
 
-static int write_zero_edge(Node *node, uint64_t offset, size_t bytes, unsigned flags)
+/* Less than two blocks, as data. */
+static int write_zero_edge(Node *node, uint64_t offset, uint64_t bytes, unsigned flags)
 {
-    struct iovec iov;
+    AUTO_FREE struct iovec *iov = NULL;
+    size_t count = (size_t)div_round_up(bytes, ZERO_BUFFER_BYTES);
 
     if (!bytes)
         return 0;
     if (flags & REQ_NO_FALLBACK)
         return -ENOTSUP;
+    iov = mem_try_zalloc(count, sizeof(*iov));
+    if (!iov)
+        return -ENOMEM;
+    for (size_t i = 0; i < count; i++)
+        iov[i] = (struct iovec){.iov_base = (void *)zero_buffer, .iov_len = ZERO_BUFFER_BYTES};
     return align_write(
-        node, offset, io_slice_of(&iov, (void *)zero_buffer, bytes), flags & (REQ_FUA | REQ_OUTLIVES));
+        node, offset, (IoSlice){.iov = iov, .bytes = (size_t)bytes}, flags & (REQ_FUA | REQ_OUTLIVES));
 }
 
 /* Whole blocks in the middle by the driver's method, partial ones at the ends by writing. */
@@ -134,8 +148,8 @@ int align_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned fla
     int r;
 
     if (first >= last) /* no whole block */
-        return bytes > ZERO_BUFFER_BYTES ? -EINVAL : write_zero_edge(node, offset, (size_t)bytes, flags);
-    r = write_zero_edge(node, offset, (size_t)(first - offset), flags);
+        return write_zero_edge(node, offset, bytes, flags);
+    r = write_zero_edge(node, offset, first - offset, flags);
     if (r == 0) {
         Serialised serialised;
 
