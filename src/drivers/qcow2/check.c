@@ -122,6 +122,7 @@ static int reload(Qcow2 *q, Error *err)
     }
     free(TAKE(q->rt));
     metaset_done(&q->meta);
+    inflate_done(q);
     away_forget(q);
     q->free_hint = q->compressed_at = 0;
     q->preallocated_known = false;

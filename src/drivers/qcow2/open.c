@@ -546,7 +546,7 @@ static void set_node(Qcow2 *q)
     node->size = align_down(q->header.size, 512);
     node->limits.write_zeroes_alignment = (uint32_t)q->sub_size;
     node->limits.discard_alignment = (uint32_t)q->cluster_size;
-    node->write_flags = REQ_FUA | REQ_OUTLIVES | (q->data_file ? 0 : (unsigned)REQ_COMPRESSED);
+    node->write_flags = REQ_FUA | REQ_OUTLIVES | REQ_COMPRESSED;
     node->zeroes_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_OUTLIVES;
 }
 

@@ -2,8 +2,6 @@
 /* The read path. */
 #include "drivers/qcow2/qcow2-priv.h"
 
-#include <unistd.h>
-
 /* Reads from the backing file; what it does not reach reads as zeroes. */
 static int read_backing(Qcow2 *q, uint64_t offset, IoSlice dst)
 {
@@ -79,7 +77,8 @@ static int extend_run(Qcow2 *q, Away *away, uint64_t offset, uint64_t bytes, Map
 
 /* ---- Compressed clusters side by side ---- */
 
-#define MAX_TOGETHER 16
+/* Pieces of one request at a time. */
+#define MAX_TOGETHER UINT64_C(8)
 
 typedef struct TogetherRead {
     Qcow2 *q;
@@ -130,19 +129,9 @@ static void read_some(void *arg)
     }
 }
 
-static unsigned pieces_at_once(void)
-{
-    static _Atomic unsigned count;
-
-    if (UNLIKELY(!count))
-        count = (unsigned)MIN(MAX(2 * sysconf(_SC_NPROCESSORS_ONLN), 2L), (long)MAX_TOGETHER);
-    return count;
-}
-
 static __attribute__((noinline)) int read_together(Qcow2 *q, uint64_t offset, IoSlice dst)
 {
-    uint64_t clusters = div_round_up(dst.bytes, q->cluster_size),
-             others = MIN(clusters, pieces_at_once()) - 1;
+    uint64_t clusters = div_round_up(dst.bytes, q->cluster_size), others = MIN(clusters, MAX_TOGETHER) - 1;
     TogetherRead t = {.q = q, .offset = offset, .dst = dst};
     CoGroup group;
 
