@@ -103,6 +103,14 @@ static void add_backing(Node *node, ImageInfo *info)
     info->backing_filename_format = str_dup(node->backing_format);
 }
 
+/* The next layer: what a backing file is to an image, a filter's child is to the filter. */
+static Node *next_layer(const Node *node)
+{
+    if (node->backing)
+        return node->backing->node;
+    return (node->driver->flags & DRIVER_FILTER) && node->file ? node->file->node : NULL;
+}
+
 static int image_info(Node *node, bool with_backing, ImageInfo **ret_info, Error *err)
 {
     CLEANUP(image_info_free_ptr) ImageInfo *info = mem_new(ImageInfo);
@@ -118,8 +126,8 @@ static int image_info(Node *node, bool with_backing, ImageInfo **ret_info, Error
     if (r == 0)
         r = node_snapshot_list(node, &info->snapshots, err);
     info->has_snapshots = info->snapshots.count != 0;
-    if (r == 0 && with_backing && node->backing)
-        r = image_info(node->backing->node, true, &info->backing_image, err);
+    if (r == 0 && with_backing && next_layer(node))
+        r = image_info(next_layer(node), true, &info->backing_image, err);
     if (r == 0)
         *ret_info = TAKE(info);
     return r;
@@ -129,10 +137,8 @@ static int chain_depth(const Node *node)
 {
     int depth = 0;
 
-    while (node->backing) {
-        node = node->backing->node;
+    while ((node = next_layer(node)))
         depth++;
-    }
     return depth;
 }
 
