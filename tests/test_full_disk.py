@@ -2,6 +2,7 @@
 """A full disk gives ENOSPC to the client that writes and breaks nothing else."""
 
 import errno
+import shutil
 import subprocess
 
 import pytest
@@ -85,6 +86,40 @@ def test_enospc_reaches_the_client_and_nothing_else_breaks(layout, small_disk, d
     served.stop()
     if layout == 'qcow2':
         images.check(path, leaks_allowed=True)
+
+
+def test_compressed_writes_on_a_full_disk(small_disk, daemon, tmp, rng):
+    nbd = libnbd()
+    need('qemu-img')
+    path = small_disk / 'image'
+    run('qemu-img', 'create', '-q', '-f', 'qcow2', path, 16 << 20)
+    served = daemon(
+        '--blockdev',
+        f'driver=compress,node-name=c,file.driver=qcow2,file.file.driver=file,file.file.filename={path}',
+        '--export',
+        'nbd,id=e,node-name=c,writable=on',
+        nbd=True,
+    )
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('c'))
+    written, errors = {}, []
+    for offset in range(0, 16 << 20, 131072):
+        data = rng.randbytes(70000) + bytes(131072 - 70000)
+        try:
+            handle.pwrite(data, offset)
+            written[offset] = data
+        except nbd.Error as error:
+            errors.append(error.errnum)
+    assert set(errors) == {errno.ENOSPC}
+    assert len(written) > 10
+    for offset, data in written.items():
+        assert handle.pread(len(data), offset) == data
+    handle.shutdown()
+    served.stop()
+    images.check(path, leaks_allowed=True)
+    content = images.to_raw(shutil.copy(path, tmp / 'copy'))
+    for offset, data in written.items():
+        assert content[offset : offset + len(data)] == data
 
 
 def test_image_creation_on_a_full_disk_fails_cleanly(small_disk, daemon):

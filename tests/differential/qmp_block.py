@@ -155,6 +155,27 @@ CASES = [
         ],
     ),
     Qmps(
+        'add-compress',
+        lines=[
+            add('compress', 'c0', file={'driver': 'qcow2', 'node-name': 'q', 'file': file('empty.qcow2')}),
+            add('compress', 'c1', file='c0'),
+            add('compress', 'c2', file=file('raw.img')),
+            add('compress', 'c3', file={'driver': 'raw', 'file': file('raw.img')}),
+            add('compress', 'c4', file={'driver': 'null-co'}),
+            add('compress', 'c5'),
+            add('compress', 'c6', file='nope'),
+            add('compress', 'c7', file='q', foo=1),
+            add('compress', 'c8', file='q', read_only=True),
+            delete('q'),
+            NODES,
+            FLAT,
+            GRAPH,
+            delete('c0'),
+            delete('c8'),
+            delete('q'),
+        ],
+    ),
+    Qmps(
         'add-raw',
         lines=[
             add('file', 'f', filename='raw.img'),
