@@ -20,6 +20,8 @@
 #define LIMIT_CHECK_CLUSTERS (UINT64_C(1) << 34)
 #define LIMIT_CHECK_BYTES (1 * GIB)
 #define LIMIT_CHECK_L1_BYTES (16 * GIB)
+/* Bytes of the L1 tables of snapshots, of which an open image keeps in mind where they are. */
+#define LIMIT_PROTECTED_L1_BYTES (4 * GIB)
 /* Extra data of an entry of the snapshot table, and the table (the reference's limits). */
 #define LIMIT_SNAPSHOT_EXTRA_BYTES 1024
 #define LIMIT_SNAPSHOT_TABLE_BYTES (64 * MIB)

@@ -32,8 +32,6 @@ static char *describe_check(void *opaque)
     return str_dup("a check");
 }
 
-/* Those who change the image otherwise than by requests need the permission to resize, which is not given to
- * anybody else meanwhile. */
 static int check_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err)
 {
     static const EdgeUser user = {.describe = describe_check};
@@ -46,13 +44,15 @@ static int check_node(Node *node, unsigned fix, CheckResult *ret_result, Error *
             node->name);
     if (fix && node->read_only)
         return err_set(err, -EACCES, "Block node '%s' is read-only", node->name);
-    r = edge_open(node, &user, NULL, 0, PERM_ALL & ~(unsigned)PERM_RESIZE, &edge, err);
+    r = edge_open(node, &user, NULL, 0, PERM_ALL, &edge, err);
     if (r < 0)
         return r;
     edge_fix_home(edge);
+    co_mutex_lock_shielded(&node->private->resizing);
     node_drain_begin(node);
     r = loop_call(node->home, check_on_home, &call);
     node_drain_end(node);
+    co_mutex_unlock(&node->private->resizing);
     edge_close(edge);
     *ret_result = call.result;
     return r;

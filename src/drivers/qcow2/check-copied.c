@@ -70,7 +70,7 @@ static bool is_sound(const Check *c, uint64_t offset)
     const Qcow2 *q = c->q;
 
     return !in_cluster(q, offset) && offset + q->cluster_size <= c->file_bytes &&
-           metaset_kinds(&q->meta, offset >> q->cluster_bits) == META_L2;
+           (metaset_kinds(&q->meta, offset >> q->cluster_bits) & ~(unsigned)META_INACTIVE_L2) == META_L2;
 }
 
 static int check_l2_entry(

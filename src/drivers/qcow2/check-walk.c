@@ -275,49 +275,42 @@ int check_collect(Check *c, uint64_t offset, uint32_t entries, uint64_t weight)
 
 /* ---- Snapshots ---- */
 
-#define SNAPSHOT_BYTES 40
 #define SNAPSHOT_V3_EXTRA_BYTES 16
 
 /* One entry of the snapshot table; *at moves behind it. */
 static int walk_snapshot(Check *c, uint32_t number, uint64_t *at, uint64_t *l1_bytes)
 {
     const Qcow2 *q = c->q;
-    uint8_t fixed[SNAPSHOT_BYTES];
-    uint64_t l1_offset;
-    uint32_t entries, extra;
-    int r = child_pread(q->file, align_up(*at, 8), fixed, sizeof(fixed));
+    SnapshotPlace place;
+    int r = snapshot_next(c->q, at, &place);
 
     if (r < 0)
         return err_set_errno(c->err, r, "Could not read the snapshot table");
-    l1_offset = get_be64(fixed);
-    entries = get_be32(fixed + 8);
-    extra = get_be32(fixed + 36);
-    *at = align_up(*at, 8) + sizeof(fixed) + extra + get_be16(fixed + 12) + get_be16(fixed + 14);
-    if (extra > LIMIT_SNAPSHOT_EXTRA_BYTES || *at - q->header.snapshots_offset > LIMIT_SNAPSHOT_TABLE_BYTES)
+    if (place.extra_bytes > LIMIT_SNAPSHOT_EXTRA_BYTES ||
+        *at - q->header.snapshots_offset > LIMIT_SNAPSHOT_TABLE_BYTES)
         return err_set(c->err, -EFBIG,
             "The snapshot table is damaged: entry %" PRIu32
-            " is too large, so that nothing is known about it "
-            "and those that follow",
+            " is too large, so that nothing is known about it and those that follow",
             number);
-    if (q->header.version >= 3 && extra < SNAPSHOT_V3_EXTRA_BYTES) {
+    if (q->header.version >= 3 && place.extra_bytes < SNAPSHOT_V3_EXTRA_BYTES) {
         check_say(c, "entry %" PRIu32 " of the snapshot table is incomplete", number);
         c->result->corruptions++;
     }
-    if (in_cluster(q, l1_offset) || entries > QCOW2_MAX_L1_BYTES / 8) {
+    if (in_cluster(q, place.l1_offset) || place.l1_entries > QCOW2_MAX_L1_BYTES / 8) {
         check_say(c,
             "the L1 table of snapshot %" PRIu32 " cannot be: offset %#" PRIx64 ", %" PRIu32 " entries",
-            number, l1_offset, entries);
+            number, place.l1_offset, place.l1_entries);
         c->result->corruptions++;
         c->hidden = true;
         return 0;
     }
-    *l1_bytes += entries * UINT64_C(8);
+    *l1_bytes += place.l1_entries * UINT64_C(8);
     if (*l1_bytes > LIMIT_CHECK_L1_BYTES)
         return err_set(c->err, -E2BIG,
             "The L1 tables of the snapshots have more than %" PRIu64
             " bytes in all; such an image is not checked",
             LIMIT_CHECK_L1_BYTES);
-    return check_collect(c, l1_offset, entries, 1);
+    return check_collect(c, place.l1_offset, place.l1_entries, 1);
 }
 
 static int walk_snapshots(Check *c)

@@ -4,8 +4,8 @@
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2-priv.h"
 
-#define KIND_BITS 8
-#define KINDS 0xffu
+#define KIND_BITS 16
+#define KINDS 0xffffu
 
 static uint64_t slot_of(const MetaSet *set, uint64_t cluster)
 {
@@ -62,6 +62,12 @@ void metaset_remove(MetaSet *set, uint64_t cluster, unsigned kind)
 {
     if (set->slots)
         set->slots[slot_of(set, cluster)] &= ~(uint64_t)(kind & KINDS);
+}
+
+void metaset_remove_all(MetaSet *set, unsigned kind)
+{
+    for (uint64_t i = 0; set->slots && i <= set->mask; i++)
+        set->slots[i] &= ~(uint64_t)(kind & KINDS);
 }
 
 unsigned metaset_kinds(const MetaSet *set, uint64_t cluster)

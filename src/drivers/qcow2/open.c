@@ -191,8 +191,10 @@ static unsigned template_kinds(Qcow2OverlapCheckMode mode)
         return 0;
     case QCOW2_OVERLAP_CHECK_MODE_CONSTANT:
         return META_HEADER | META_L1 | META_REFTABLE | META_SNAPSHOTS;
+    case QCOW2_OVERLAP_CHECK_MODE_ALL:
+        return ~0U;
     default:
-        return META_HEADER | META_L1 | META_REFTABLE | META_SNAPSHOTS | META_L2 | META_REFBLOCK;
+        return ~(unsigned)META_INACTIVE_L2;
     }
 }
 
@@ -217,6 +219,8 @@ static unsigned overlap_kinds(const Qcow2OverlapChecks *checks)
     kinds = with_flag(kinds, f->has_active_l2, f->active_l2, META_L2);
     kinds = with_flag(kinds, f->has_refcount_table, f->refcount_table, META_REFTABLE);
     kinds = with_flag(kinds, f->has_refcount_block, f->refcount_block, META_REFBLOCK);
+    kinds = with_flag(kinds, f->has_inactive_l1, f->inactive_l1, META_INACTIVE_L1);
+    kinds = with_flag(kinds, f->has_inactive_l2, f->inactive_l2, META_INACTIVE_L2);
     return with_flag(kinds, f->has_snapshot_table, f->snapshot_table, META_SNAPSHOTS);
 }
 
@@ -394,6 +398,9 @@ int image_prepare_writes(Qcow2 *q, Error *err)
         r = protect_range(q, h->snapshots_offset, h->snapshots * UINT64_C(40), META_SNAPSHOTS);
     if (r < 0)
         return err_set(err, r, "Could not allocate the set of metadata clusters");
+    r = overlap_protect_snapshots(q, err);
+    if (r < 0)
+        return r;
     q->fresh_offset = align_up(node_size(edge_node(q->file)), q->cluster_size);
     /* Who wrote the image last may have been killed: what the file says is not on the disk for sure. */
     q->mapping_unsynced = true;

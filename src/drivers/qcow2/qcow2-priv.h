@@ -168,15 +168,20 @@ enum {
     META_REFTABLE = 1 << 3,
     META_REFBLOCK = 1 << 4,
     META_SNAPSHOTS = 1 << 5,
+    /* Of snapshots; known only as far as overlap_check asks for them. */
+    META_INACTIVE_L1 = 1 << 7,
+    META_INACTIVE_L2 = 1 << 8,
 };
 
 typedef struct MetaSet {
-    uint64_t *slots; /* cluster index + 1 << 8 | kinds; 0: empty */
+    uint64_t *slots; /* cluster index + 1 << 16 | kinds; 0: empty */
     uint64_t used, mask;
 } MetaSet;
 
 int metaset_add(MetaSet *set, uint64_t cluster, unsigned kind) MUST_CHECK;
 void metaset_remove(MetaSet *set, uint64_t cluster, unsigned kind);
+/* Of all clusters. */
+void metaset_remove_all(MetaSet *set, unsigned kind);
 unsigned metaset_kinds(const MetaSet *set, uint64_t cluster);
 void metaset_done(MetaSet *set);
 
@@ -350,6 +355,19 @@ int image_change_incompatible(Qcow2 *q, uint64_t set, uint64_t clear) MUST_CHECK
 int check_run(Qcow2 *q, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;
 /* The same for a node in use that is drained. */
 int check_run_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err) MUST_CHECK;
+/* Where a snapshot's L1 table is. */
+typedef struct SnapshotPlace {
+    uint64_t l1_offset;
+    uint32_t l1_entries;
+    uint32_t extra_bytes;
+} SnapshotPlace;
+
+/* Reads the entry of the snapshot table at *at, and moves behind it; the fields are not judged. */
+int snapshot_next(Qcow2 *q, uint64_t *at, SnapshotPlace *ret_place) MUST_CHECK;
+/* overlap.c: adds the tables of snapshots to the set of metadata. */
+int overlap_protect_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
+/* There are other snapshots now. */
+void overlap_snapshots_changed(Qcow2 *q);
 /* Walks the snapshot table. */
 int image_check_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
 extern const DriverSnapshots qcow2_snapshots;

@@ -338,6 +338,7 @@ int shadow_commit(Shadow *s)
         free_list_push(&q->frees[FREE_READY], s->dropped.items[i]);
     s->taken.count = 0;
     (void)!free_reclaim(q); /* what is not freed now is only leaked for a while */
+    overlap_snapshots_changed(q);
     return 0;
 }
 

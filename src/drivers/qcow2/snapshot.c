@@ -17,6 +17,20 @@
 
 /* ---- Reading the table ---- */
 
+int snapshot_next(Qcow2 *q, uint64_t *at, SnapshotPlace *ret_place)
+{
+    uint8_t fixed[QCOW2_SNAPSHOT_BYTES];
+    uint64_t start = align_up(*at, 8);
+    int r = child_pread(q->file, start, fixed, sizeof(fixed));
+
+    if (r < 0)
+        return r;
+    *ret_place = (SnapshotPlace){
+        .l1_offset = get_be64(fixed), .l1_entries = get_be32(fixed + 8), .extra_bytes = get_be32(fixed + 36)};
+    *at = start + qcow2_snapshot_bytes(fixed);
+    return 0;
+}
+
 void snapshot_table_done(SnapshotTable *table)
 {
     for (size_t i = 0; i < table->count; i++)

@@ -14,25 +14,6 @@
 
 static const uint8_t zeroes[ZERO_BYTES] __attribute__((aligned(4096)));
 
-/* ---- Overlap check ---- */
-
-static const char *const kind_names[] = {"qcow2_header", "active L1 table", "active L2 table",
-    "refcount table", "refcount block", "snapshot table"};
-
-int write_overlap_check(Qcow2 *q, uint64_t host, uint64_t bytes, unsigned ignore_kinds)
-{
-    uint64_t last = (host + bytes - 1) >> q->cluster_bits;
-
-    for (uint64_t cluster = host >> q->cluster_bits; cluster <= last; cluster++) {
-        unsigned kinds = metaset_kinds(&q->meta, cluster) & q->overlap_check & ~ignore_kinds;
-
-        if (UNLIKELY(kinds))
-            return image_corrupt(q, true, (int64_t)host, (int64_t)bytes,
-                "Preventing invalid write on metadata (overlaps with %s)", kind_names[__builtin_ctz(kinds)]);
-    }
-    return 0;
-}
-
 /* ---- Planning ---- */
 
 typedef struct NewWrite {
