@@ -3,8 +3,9 @@
  * What users do to dirty bitmaps: the actions of transactions, and the commands, which are transactions of
  * one action each.
  *
- * The node's requests are at rest from prepare to the end, so that several actions of one transaction happen
- * at the same moment, and drivers can change what they have stored while nothing writes.
+ * If a transaction has several actions, requests of their nodes are at rest from prepare to the end, so that
+ * all happen at the same moment; and if a bitmap is persistent, so that the driver can change what it has
+ * stored while nothing writes.
  */
 #include "base/log.h"
 #include "base/mem.h"
@@ -17,6 +18,7 @@
 
 typedef struct BitmapState {
     Edge *hold;
+    bool at_rest; /* the node's requests wait */
     Node *node;
     DirtyBitmap *bitmap;
     DirtyBitmapSaved *saved; /* what it contained before, if the action changes that */
@@ -73,10 +75,20 @@ static void tell_undone(int (*hook)(Node *node, DirtyBitmap *bitmap, Error *err)
 
 /* ---- What all actions do ---- */
 
-static int hold(BitmapState *s, Node *node, Error *err)
+static char *describe_hold(void *opaque)
 {
+    return str_dup("a change of bitmaps");
+}
+
+/* Keeps the node, and its requests at rest if that is needed: a command alone need not wait for them. */
+static int hold(BitmapState *s, Node *node, bool persistent, Error *err)
+{
+    static const EdgeUser user = {.describe = describe_hold};
+
     s->node = node;
-    return transaction_hold_node(node, &s->hold, err);
+    s->at_rest = persistent || !transaction_is_single();
+    return s->at_rest ? transaction_hold_node(node, &s->hold, err)
+                      : edge_open(node, &user, NULL, 0, PERM_ALL, &s->hold, err);
 }
 
 /* The bitmap is there before and after waiting for requests in flight. */
@@ -85,7 +97,7 @@ static int begin(BitmapState *s, const BlockDirtyBitmap *target, unsigned checks
     int r = dirty_bitmap_lookup(target->node, target->name, &s->bitmap, err);
 
     if (r == 0)
-        r = hold(s, dirty_bitmap_node(s->bitmap), err);
+        r = hold(s, dirty_bitmap_node(s->bitmap), dirty_bitmap_is_persistent(s->bitmap), err);
     if (r == 0)
         r = dirty_bitmap_lookup(target->node, target->name, &s->bitmap, err);
     return r == 0 ? dirty_bitmap_check(s->bitmap, checks, err) : r;
@@ -96,7 +108,10 @@ static void clean(void *state)
     BitmapState *s = state;
 
     dirty_bitmap_drop(s->saved);
-    transaction_release_node(s->hold);
+    if (s->at_rest)
+        transaction_release_node(s->hold);
+    else
+        edge_close(s->hold);
 }
 
 /* ---- Adding ---- */
@@ -166,7 +181,7 @@ static int add_prepare(void *state, const TransactionAction *action, Error *err)
         return err_set(err, -ENODEV, "Cannot find device='%s' nor node-name='%s'", arg->node, arg->node);
     r = check_granularity(arg, err);
     if (r == 0)
-        r = hold(s, node, err);
+        r = hold(s, node, arg->has_persistent && arg->persistent, err);
     return r == 0 ? add_to_held(s, arg, err) : r;
 }
 

@@ -194,6 +194,29 @@ static void writer(void *arg)
         assert_int_equal(edge_pwrite(arg, i * 65536, &byte, 1, 0), 0);
 }
 
+LOOP_TEST(a_command_alone_does_not_wait_for_requests)
+{
+    Node *node = new_node();
+    Edge *edge = test_open_root(node, PERM_WRITE);
+    CoGroup group;
+
+    co_group_init(&group);
+    co_start(&group, "writer", writer, edge);
+    run(ACTION("add", "'name': 'b'"), "");
+    assert_true(co_yield () == 0);
+    assert_int_equal(in_flight, 1);
+    run(CLEAR, "");
+    run(DISABLE, "");
+    run(REMOVE, "");
+    assert_int_equal(in_flight, 1);
+    run(ACTION("add", "'name': 'b'") "," DISABLE, "");
+    assert_int_equal(in_flight, 0);
+    co_group_join(&group);
+    edge_close(edge);
+    done();
+    return 0;
+}
+
 /* hear() checks that none is in flight while the driver is called. */
 LOOP_TEST(requests_wait_meanwhile)
 {
@@ -223,6 +246,7 @@ int main(void)
         cmocka_unit_test(what_was_added_goes_again),
         cmocka_unit_test(what_was_removed_is_stored_again),
         cmocka_unit_test(contents_and_state_come_back),
+        cmocka_unit_test(a_command_alone_does_not_wait_for_requests),
         cmocka_unit_test(requests_wait_meanwhile),
     };
 

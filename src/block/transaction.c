@@ -19,6 +19,7 @@ typedef struct Step {
 /* Sessions of the monitor run beside each other, and what was prepared must not change before it is
  * committed. */
 static CoMutex running;
+static bool single; /* the one that runs has one action */
 
 static int prepare(Step *step, const TransactionAction *action, Error *err)
 {
@@ -49,6 +50,7 @@ static int run(TransactionAction *const *actions, size_t count, Error *err)
     int r = 0;
 
     co_mutex_lock_shielded(&running);
+    single = count == 1;
     while (r == 0 && begun < count) {
         r = prepare(&steps[begun], actions[begun], err);
         begun++;
@@ -92,6 +94,11 @@ int qmp_transaction(const TransactionArg *arg, Error *err)
 }
 
 /* ---- For actions ---- */
+
+bool transaction_is_single(void)
+{
+    return single;
+}
 
 static char *describe_hold(void *opaque)
 {

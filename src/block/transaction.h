@@ -37,3 +37,5 @@ int transaction_run_one(const TransactionAction *action, Error *err) MUST_CHECK;
 int transaction_hold_node(Node *node, Edge **ret_hold, Error *err) MUST_CHECK;
 /* NULL is fine. */
 void transaction_release_node(Edge *hold);
+/* The action that is being prepared is the only one: it need not happen at the same moment as others. */
+bool transaction_is_single(void);
