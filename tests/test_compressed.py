@@ -182,3 +182,39 @@ def test_external_data_file(daemon, tmp):
     handle.shutdown()
     served.stop()
     images.check(path)
+
+
+def test_reopening_with_another_child(daemon, tmp):
+    """An image with clusters of the same size takes its place; others are refused, and the old one stays."""
+    nbd = libnbd()
+    need('qemu-img')
+    create(tmp / 'same.qcow2', 'zstd', 65536, {}, MIB)
+    create(tmp / 'other.qcow2', 'zlib', 4096, {}, MIB)
+    (tmp / 'raw').write_bytes(bytes(MIB))
+    path = tmp / 'a.qcow2'
+    create(path, 'zlib', 65536, {}, MIB)
+    served = serve(daemon, path)
+    for name in ('same', 'other'):
+        served.blockdev_add(
+            driver='qcow2', node_name=name, file={'driver': 'file', 'filename': str(tmp / f'{name}.qcow2')}
+        )
+    served.blockdev_add(driver='file', node_name='raw', filename=str(tmp / 'raw'))
+    handle = nbd.NBD()
+    handle.connect_uri(served.uri('c'))
+    handle.pwrite(b'a' * 65536, 0)
+    for name, message in (
+        ('raw', 'Compression is not supported for underlying format: file'),
+        ('other', 'compresses clusters of 65536 bytes'),
+    ):
+        options = {'driver': 'compress', 'node-name': 'c', 'file': name}
+        assert message in served.qmp.error('blockdev-reopen', options=[options]).desc
+        assert handle.pread(65536, 0) == b'a' * 65536
+    served.cmd('blockdev-reopen', options=[{'driver': 'compress', 'node-name': 'c', 'file': 'same'}])
+    assert handle.pread(65536, 0) == bytes(65536)
+    handle.pwrite(b'b' * 65536, 0)
+    handle.shutdown()
+    served.stop()
+    for name, byte in ((path, b'a'), (tmp / 'same.qcow2', b'b')):
+        images.check(name)
+        assert used_by_compressed(name)
+        assert images.to_raw(name)[:65536] == byte * 65536

@@ -8,6 +8,7 @@
 #include "generated/types.h"
 
 #include <errno.h>
+#include <inttypes.h>
 
 static int child_info(Node *node, ImageInfo **ret_info, Error *err)
 {
@@ -21,29 +22,51 @@ static int child_info(Node *node, ImageInfo **ret_info, Error *err)
     return 0;
 }
 
-static int compress_open(Node *node, const BlockdevOptions *options, Error *err)
+/* What requests must be aligned to for the child. */
+static int find_alignment(Node *node, uint32_t *ret_alignment, Error *err)
 {
     CLEANUP(image_info_free_ptr) ImageInfo *below = NULL;
-    Edge *file;
-    Node *child;
-    int r = node_open_child(node, "file", options->u.compress.file, EDGE_FILTERED | EDGE_PRIMARY, &file, err);
+    Node *child = edge_node(node->file);
+    int r;
 
-    if (r < 0)
-        return r;
-    child = edge_node(file);
     if (!(child->write_flags & REQ_COMPRESSED))
         return err_set(
             err, -ENOTSUP, "Compression is not supported for underlying format: %s", child->driver->name);
     r = child_info(node, &below, err);
     if (r < 0)
         return r;
-    if (below->has_cluster_size)
-        node->limits.request_alignment = (uint32_t)below->cluster_size;
-    node->size = node_size(child);
+    *ret_alignment = below->has_cluster_size ? (uint32_t)below->cluster_size : 1;
+    return 0;
+}
+
+static int compress_open(Node *node, const BlockdevOptions *options, Error *err)
+{
+    Edge *file;
+    int r = node_open_child(node, "file", options->u.compress.file, EDGE_FILTERED | EDGE_PRIMARY, &file, err);
+
+    if (r == 0)
+        r = find_alignment(node, &node->limits.request_alignment, err);
+    if (r < 0)
+        return r;
+    node->size = node_size(edge_node(file));
     /* The edge to the child does what the child cannot. */
     node->write_flags = REQ_FUA | REQ_OUTLIVES;
     node->zeroes_flags = REQ_FUA | REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_OUTLIVES;
     return 0;
+}
+
+/* Exports have told their clients what to align to. */
+static int compress_reopen_prepare(Node *node, const BlockdevOptions *options, Error *err)
+{
+    uint32_t alignment;
+    int r = find_alignment(node, &alignment, err);
+
+    if (r == 0 && alignment != node->limits.request_alignment)
+        r = err_set(err, -EINVAL,
+            "Node '%s' compresses clusters of %" PRIu32 " bytes, but those of node '%s' have %" PRIu32
+            " bytes; add another filter for it",
+            node->name, node->limits.request_alignment, node_name(edge_node(node->file)), alignment);
+    return r;
 }
 
 /* The last cluster may reach beyond the end of the disk. */
@@ -119,4 +142,5 @@ const Driver driver_compress = {
     .resize = compress_resize,
     .info = compress_info,
     .filename_is_plain = compress_filename_is_plain,
+    .reopen_prepare = compress_reopen_prepare,
 };
