@@ -98,6 +98,9 @@ bool node_reaches(const Node *below, const Node *node);
 int node_open_inherited(
     const BlockdevOptions *options, const Inherited *inherited, Node **ret_node, Error *err) MUST_CHECK;
 
+/* reopen.c: makes a node read-only or writable, and the children that it has opened. */
+int node_set_read_only(Node *node, bool read_only, Error *err) MUST_CHECK;
+
 /* ---- Permissions (permission.c) ---- */
 
 /* Makes the permissions in force below node what its parents ask for; on failure nothing has changed. */

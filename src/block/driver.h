@@ -175,6 +175,10 @@ struct Driver {
     int (*start_writing)(Node *node, Error *err);
     int (*stop_writing)(Node *node, Error *err);
 
+    /* Writes the name of the backing file into the image ("": none) and format, in one step for whoever looks
+     * after a crash, and sets backing_filename and backing_format. On the home loop, at rest. */
+    int (*change_backing_file)(Node *node, const char *filename, const char *format);
+
     /* blockdev-create */
     int (*create)(const BlockdevCreateOptions *options, Error *err);
     /* x-blockdev-amend, while requests run; options are those of this driver. Main loop, so that it may ask

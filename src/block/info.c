@@ -100,6 +100,8 @@ static void add_backing(Node *node, ImageInfo *info)
         return;
     info->backing_filename = str_dup(path);
     info->full_backing_filename = node_resolve_path(node, path, &err);
+    if (!info->full_backing_filename) /* is not followed, but shown */
+        info->full_backing_filename = str_dup(path);
     info->backing_filename_format = str_dup(node->backing_format);
 }
 

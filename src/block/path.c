@@ -32,6 +32,8 @@ static bool describes_use(const char *member)
     return false;
 }
 
+static bool backing_is_overridden(const Node *node);
+
 /* The options that make the same image appear again. */
 static JsonValue *image_options(const Node *node)
 {
@@ -51,6 +53,8 @@ static JsonValue *image_options(const Node *node)
                 shown, member->key, child ? image_options(child->node) : json_clone(member->value));
     }
     json_free(all);
+    if (node->backing && !json_get(shown, "backing") && backing_is_overridden(node))
+        json_object_put(shown, "backing", image_options(node->backing->node));
     return shown;
 }
 

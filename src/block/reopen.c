@@ -618,12 +618,10 @@ static int transaction(Reopen *r, Error *err)
 }
 
 /* With the graph lock. */
-static int run(Reopen *r, const BlockdevReopenArg *arg, Error *err)
+static int run(Reopen *r, Error *err)
 {
     int result = 0;
 
-    for (size_t i = 0; result == 0 && i < arg->options.count; i++)
-        result = add_named(r, arg->options.items[i], err);
     for (size_t i = 0; result == 0 && i < r->count; i++)
         result = read_options(r->steps[i], err);
     if (result < 0)
@@ -692,10 +690,29 @@ int qmp_blockdev_reopen(const BlockdevReopenArg *arg, Error *err)
     if (result < 0)
         return result;
     graph_change_begin();
-    result = run(&r, arg, err);
+    for (size_t i = 0; result == 0 && i < arg->options.count; i++)
+        result = add_named(&r, arg->options.items[i], err);
+    if (result == 0)
+        result = run(&r, err);
     graph_change_end();
     if (result == 0)
         finish(&r);
+    reopen_free(&r);
+    return result;
+}
+
+int node_set_read_only(Node *node, bool read_only, Error *err)
+{
+    const Inherited from = {.parent = node->private->origin};
+    JsonValue *json = options_of(node);
+    Reopen r = {0};
+    int result;
+
+    json_object_put(json, "read-only", json_bool_new(read_only));
+    graph_change_begin();
+    add_node(&r, node, json, &from, false);
+    result = run(&r, err);
+    graph_change_end();
     reopen_free(&r);
     return result;
 }

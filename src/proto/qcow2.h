@@ -26,6 +26,7 @@
 #define QCOW2_SUBCLUSTERS 32u /* per cluster, with extended L2 entries */
 
 /* "Header", offset of fields that are rewritten in place. */
+#define QCOW2_AT_BACKING_OFFSET 8u /* followed by its length, 4 bytes */
 #define QCOW2_AT_SIZE 24u
 #define QCOW2_AT_L1_ENTRIES 36u /* followed by the table's offset, 8 bytes */
 #define QCOW2_AT_RT_OFFSET 48u  /* followed by the table's clusters, 4 bytes */

@@ -379,6 +379,10 @@ void image_reopen_commit(Node *node);
 void image_reopen_abort(Node *node);
 extern const char *const image_reopen_options[];
 
+/* ---- backing.c ---- */
+
+int image_change_backing_file(Node *node, const char *filename, const char *format) MUST_CHECK;
+
 /* ---- map.c ---- */
 
 /* What a mapping survives. */

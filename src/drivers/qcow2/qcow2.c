@@ -202,6 +202,7 @@ const Driver driver_qcow2 = {
     .reopen_commit = image_reopen_commit,
     .reopen_abort = image_reopen_abort,
     .reopen_options = image_reopen_options,
+    .change_backing_file = image_change_backing_file,
     .start_writing = image_start_writing,
     .stop_writing = image_stop_writing,
     .probe = image_probe,
