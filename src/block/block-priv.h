@@ -192,5 +192,7 @@ uint64_t node_cluster_size(Node *node);
 char *node_filename(const Node *node);
 /* Adds what edge has counted on all loops to sum. Main loop. */
 void edge_stats_add(EdgeStats *sum, const Edge *edge);
+/* The file that may be opened because the image of node names path. Caller frees *ret_path. */
+int stored_name_check(Node *node, const char *path, char **ret_path, Error *err) MUST_CHECK;
 /* Format of a header, by asking all drivers. Never NULL ("raw" if none is sure). */
 const Driver *driver_probe(const uint8_t *header, size_t bytes, const char *filename);

@@ -199,13 +199,15 @@ int node_open_child_file(Node *node, const char *name, const char *filename, con
     unsigned roles, Edge **ret_edge, Error *err)
 {
     CLEANUP(blockdev_options_free_ptr) BlockdevOptions *options = NULL;
-    JsonValue *json = file_options(filename), *outer;
-    int r = format ? 0 : probe_file(node, filename, roles, &format, err);
+    JsonValue *json, *outer;
+    AUTO_FREE char *path = NULL;
+    int r = stored_name_check(node, filename, &path, err);
 
-    if (r < 0) {
-        json_free(json);
+    if (r == 0 && !format)
+        r = probe_file(node, path, roles, &format, err);
+    if (r < 0)
         return r;
-    }
+    json = file_options(path);
     if (!str_eq(format, "file")) {
         outer = json_object_new();
         json_object_put(outer, "driver", json_string_new(format));

@@ -53,6 +53,10 @@ static const char usage[] =
     "\n"
     "  --pidfile <path>       write the process id to a file once everything is in place\n"
     "\n"
+    "  --stored-names <folder>|none\n"
+    "                         files that an image names (backing and data files) must lie\n"
+    "                         below one of these folders\n"
+    "\n"
     "Options are handled from left to right. Where <key>=<value> is asked for, a JSON object\n"
     "is taken as well. See granaryd(1).\n";
 

@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "base/trace.h"
+#include "block/stored-names.h"
 #include "daemon/help.h"
 
 #include <getopt.h>
@@ -11,6 +12,7 @@
 enum { /* beyond any character */
     KEY_DAEMONIZE = 256,
     KEY_PIDFILE,
+    KEY_STORED_NAMES,
     KEY_ITEM, /* + OptionKind */
 };
 
@@ -24,6 +26,7 @@ static const struct option long_options[] = {
     {"nbd-server", required_argument, NULL, KEY_ITEM + OPTION_NBD_SERVER},
     {"object", required_argument, NULL, KEY_ITEM + OPTION_OBJECT},
     {"pidfile", required_argument, NULL, KEY_PIDFILE},
+    {"stored-names", required_argument, NULL, KEY_STORED_NAMES},
     {"trace", required_argument, NULL, 'T'},
     {"version", no_argument, NULL, 'V'},
     {0},
@@ -65,6 +68,19 @@ static OptionsOutcome set_trace(const char *text, const char *location)
     return OPTIONS_DONE;
 }
 
+static OptionsOutcome allow_stored_names(const char *folder, const char *location)
+{
+    Error err = ERROR_INIT;
+    int r = stored_names_allow(folder, &err);
+
+    if (r == 0)
+        return OPTIONS_RUN;
+    log_set_location(location);
+    log_report(&err);
+    log_set_location(NULL);
+    return OPTIONS_FAILED;
+}
+
 static OptionsOutcome take_option(Options *options, int key, char *take_location)
 {
     AUTO_FREE char *location = take_location;
@@ -86,6 +102,8 @@ static OptionsOutcome take_option(Options *options, int key, char *take_location
     case KEY_PIDFILE:
         options->pidfile = optarg;
         return OPTIONS_RUN;
+    case KEY_STORED_NAMES:
+        return allow_stored_names(optarg, location);
     case 1:
         add_item(options, OPTION_STRAY, optarg, TAKE(location));
         return OPTIONS_RUN;
