@@ -161,13 +161,13 @@ static uint8_t *buffer_get(Qcow2 *q)
 
     if (!buffer)
         return mem_try_aligned(4096, q->cluster_size + input_room(q));
-    memcpy(&q->inflate->buffers, buffer, sizeof(buffer));
+    memcpy(&q->inflate->buffers, buffer, sizeof(q->inflate->buffers));
     return buffer;
 }
 
 static void buffer_put(Qcow2 *q, uint8_t *buffer)
 {
-    memcpy(buffer, &q->inflate->buffers, sizeof(buffer));
+    memcpy(buffer, &q->inflate->buffers, sizeof(q->inflate->buffers));
     q->inflate->buffers = buffer;
 }
 
@@ -176,7 +176,7 @@ static void buffers_free(Inflate *f)
     while (f->buffers) {
         uint8_t *buffer = f->buffers;
 
-        memcpy(&f->buffers, buffer, sizeof(buffer));
+        memcpy(&f->buffers, buffer, sizeof(f->buffers));
         free(buffer);
     }
 }
