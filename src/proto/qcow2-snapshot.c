@@ -28,10 +28,12 @@ Qcow2Snapshot qcow2_snapshot_decode(const uint8_t *entry)
 
 size_t qcow2_snapshot_encode(const Qcow2Snapshot *s, uint8_t *out)
 {
-    uint8_t *extra = out + QCOW2_SNAPSHOT_BYTES, *texts = extra + QCOW2_SNAPSHOT_EXTRA_BYTES;
+    uint8_t *extra, *texts;
 
     if (!out)
         return (size_t)QCOW2_SNAPSHOT_BYTES + QCOW2_SNAPSHOT_EXTRA_BYTES + s->id_bytes + s->name_bytes;
+    extra = out + QCOW2_SNAPSHOT_BYTES;
+    texts = extra + QCOW2_SNAPSHOT_EXTRA_BYTES;
     put_be64(out, s->l1_offset);
     put_be32(out + 8, s->l1_entries);
     put_be16(out + 12, s->id_bytes);
