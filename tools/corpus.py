@@ -151,7 +151,10 @@ def from_images(directory):
 
 
 def from_bitmaps(directory):
-    """A directory as qemu-img makes it: cluster bits, the extension's data, the entries."""
+    """A directory as qemu-img makes it: cluster bits, the extension's data, the entries. And the head of a journal."""
+    extension = struct.pack('>2I2Q', 1, 8192, 0x50000, 0)
+    page = b'GrnBmLog' + struct.pack('>2IQ', 1, 16, 1 << 20) + bytes(40) + struct.pack('>Q', 0x30000) * 504
+    save(directory, 'qcow2-bitmap', bytes([7]) + extension + page)
     if not shutil.which('qemu-img'):
         return
     with tempfile.TemporaryDirectory() as temporary:

@@ -13,6 +13,9 @@
 /* Name of a dirty bitmap, and memory that the bits of one may take (qcow2 cannot store as much: 512 MiB). */
 #define LIMIT_DIRTY_BITMAP_NAME 1023
 #define LIMIT_DIRTY_BITMAP_BYTES (1 * GIB)
+/* Bitmaps of one image, and the memory of their bits together. */
+#define LIMIT_IMAGE_BITMAPS 16384
+#define LIMIT_IMAGE_BITMAP_BYTES (1 * GIB)
 /* Largest alignment that a device may ask requests to have. */
 #define LIMIT_REQUEST_ALIGNMENT (64 * MIB)
 /* Memory that the check of an image may take for counting, bytes of its snapshots' L1 tables in all, and

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Input: cluster bits, the extension's data, then a directory. Whatever decodes must encode to what decodes
- * the same. */
+/* Input: cluster bits, an extension's data, then a directory or a page of the journal. Whatever decodes must
+ * encode to what decodes the same. */
 #include "base/mem.h"
 #include "proto/qcow2-bitmap.h"
+#include "proto/qcow2-journal.h"
 
 #include <stdlib.h>
 
@@ -42,6 +43,24 @@ static void walk(const uint8_t *directory, size_t bytes, unsigned cluster_bits)
     }
 }
 
+static void journal(const uint8_t *data, const uint8_t *page, size_t bytes, unsigned cluster_bits)
+{
+    uint8_t out[QCOW2_JOURNAL_PAGE_BYTES];
+    Qcow2JournalHead head;
+    uint64_t offset;
+
+    if (qcow2_journal_ext_decode(data, QCOW2_JOURNAL_EXT_BYTES, cluster_bits, &offset) == 0) {
+        qcow2_journal_ext_encode(offset, out);
+        check(memcmp(out, data, QCOW2_JOURNAL_EXT_BYTES) == 0);
+    }
+    if (bytes >= sizeof(out) && qcow2_journal_head_decode(page, get_be64(page + 16), &head) == 0) {
+        qcow2_journal_head_encode(&head, out);
+        check(memcmp(out + QCOW2_JOURNAL_AT_SLOTS, page + QCOW2_JOURNAL_AT_SLOTS,
+                  sizeof(out) - QCOW2_JOURNAL_AT_SLOTS) == 0);
+        check(head.disk_bytes == 0 || (head.disk_bytes - 1) >> head.region_bits < QCOW2_JOURNAL_REGIONS);
+    }
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     AUTO_ERROR Error err = ERROR_INIT;
@@ -56,6 +75,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         qcow2_bitmaps_ext_encode(&ext, out);
         check(memcmp(out, data + 1, sizeof(out)) == 0);
     }
+    journal(data + 1, data + 1 + sizeof(out), size - 1 - sizeof(out), cluster_bits);
     walk(data + 1 + sizeof(out), size - 1 - sizeof(out), cluster_bits);
     return 0;
 }

@@ -42,6 +42,7 @@
 #define QCOW2_COMPATIBLE_LAZY_REFCOUNTS (1u << 0)
 #define QCOW2_AUTOCLEAR_BITMAPS (1u << 0)
 #define QCOW2_AUTOCLEAR_DATA_FILE_RAW (1u << 1)
+#define QCOW2_AUTOCLEAR_JOURNAL (UINT64_C(1) << 55) /* ours: docs/qcow2-bitmap-journal.md */
 
 #define QCOW2_COMPRESSION_ZLIB 0u
 #define QCOW2_COMPRESSION_ZSTD 1u
@@ -52,6 +53,8 @@
 #define QCOW2_EXT_CRYPTO 0x0537be77u
 #define QCOW2_EXT_BITMAPS 0x23852875u
 #define QCOW2_EXT_DATA_FILE 0x44415441u
+#define QCOW2_EXT_JOURNAL 0x47724a6cu /* ours: "GrJl" */
+#define QCOW2_EXT_RETIRED 0x47724a30u /* ours: "GrJ0", room that an extension has left behind */
 
 /* "Header": host order; version 2 images get the values that version 3 defaults to. */
 typedef struct Qcow2Header {

@@ -330,20 +330,38 @@ static int walk_snapshots(Check *c)
     return r < 0 ? r : check_each_table(c, walk_table, NULL);
 }
 
+/* ---- Bitmaps and their journal ---- */
+
+static int count_bitmap_range(void *arg, uint64_t offset, uint64_t bytes)
+{
+    return check_count(arg, offset, bytes, 1);
+}
+
+static int walk_bitmaps(Check *c)
+{
+    int r = image_walk_bitmaps(c->q, count_bitmap_range, c);
+
+    if (r != -EINVAL && r != -EIO)
+        return r;
+    check_say(c, "the bitmap directory or a bitmap's table is damaged");
+    c->result->check_errors++;
+    c->hidden = true;
+    return 0;
+}
+
 /* ---- Everything ---- */
 
 int check_walk(Check *c)
 {
     const Qcow2 *q = c->q;
     bool active = true;
-    int r;
+    int r = check_count(c, 0, q->cluster_size, 1);
 
-    if (q->has_bitmaps && (q->header.autoclear & QCOW2_AUTOCLEAR_BITMAPS))
-        return err_set(c->err, -ENOTSUP, "Images with persistent bitmaps cannot be checked yet");
-    r = check_count(c, 0, q->cluster_size, 1);
     if (r == 0)
         r = check_collect(c, q->l1_offset, q->l1_entries, 1);
     if (r == 0)
         r = check_each_table(c, walk_table, &active);
+    if (r == 0)
+        r = walk_bitmaps(c);
     return r < 0 ? r : walk_snapshots(c);
 }

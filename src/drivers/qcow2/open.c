@@ -56,7 +56,9 @@ static int take_extension(Qcow2 *q, const Qcow2Extension *e, Error *err)
         q->data_filename = text_of(e->data, e->bytes);
         return 0;
     case QCOW2_EXT_BITMAPS:
-        q->has_bitmaps = true;
+        return image_take_bitmaps_extension(q, e->data, e->bytes, err);
+    case QCOW2_EXT_JOURNAL:
+        image_take_journal_extension(q, e->data, e->bytes);
         return 0;
     default: /* unknown ones stay as they are in the image */
         return 0;
@@ -190,7 +192,7 @@ static unsigned template_kinds(Qcow2OverlapCheckMode mode)
     case QCOW2_OVERLAP_CHECK_MODE_NONE:
         return 0;
     case QCOW2_OVERLAP_CHECK_MODE_CONSTANT:
-        return META_HEADER | META_L1 | META_REFTABLE | META_SNAPSHOTS;
+        return META_HEADER | META_L1 | META_REFTABLE | META_SNAPSHOTS | META_BITMAPS;
     case QCOW2_OVERLAP_CHECK_MODE_ALL:
         return ~0U;
     default:
@@ -221,6 +223,7 @@ static unsigned overlap_kinds(const Qcow2OverlapChecks *checks)
     kinds = with_flag(kinds, f->has_refcount_block, f->refcount_block, META_REFBLOCK);
     kinds = with_flag(kinds, f->has_inactive_l1, f->inactive_l1, META_INACTIVE_L1);
     kinds = with_flag(kinds, f->has_inactive_l2, f->inactive_l2, META_INACTIVE_L2);
+    kinds = with_flag(kinds, f->has_bitmap_directory, f->bitmap_directory, META_BITMAPS);
     return with_flag(kinds, f->has_snapshot_table, f->snapshot_table, META_SNAPSHOTS);
 }
 
@@ -319,7 +322,7 @@ static int load_l1(Qcow2 *q, Error *err)
     return q->l1_dirty ? 0 : err_set(err, -ENOMEM, "Could not allocate L1 table");
 }
 
-static int protect_range(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind)
+int image_protect(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind)
 {
     int r = 0;
 
@@ -385,17 +388,19 @@ int image_prepare_writes(Qcow2 *q, Error *err)
 
     if (r < 0)
         return err_set_errno(err, r, "Could not initialize refcount handling");
-    r = protect_range(q, 0, 1, META_HEADER);
+    r = image_protect(q, 0, 1, META_HEADER);
     if (r == 0)
-        r = protect_range(q, q->l1_offset, q->l1_entries * UINT64_C(8), META_L1);
+        r = image_protect(q, q->l1_offset, q->l1_entries * UINT64_C(8), META_L1);
     if (r == 0)
-        r = protect_range(q, q->rt_offset, q->rt_entries * UINT64_C(8), META_REFTABLE);
+        r = image_protect(q, q->rt_offset, q->rt_entries * UINT64_C(8), META_REFTABLE);
     if (r == 0)
         r = protect_entries(q, q->l1, q->l1_entries, QCOW2_OFFSET_MASK, META_L2);
     if (r == 0)
         r = protect_blocks(q);
     if (r == 0 && h->snapshots)
-        r = protect_range(q, h->snapshots_offset, h->snapshots * UINT64_C(40), META_SNAPSHOTS);
+        r = image_protect(q, h->snapshots_offset, h->snapshots * UINT64_C(40), META_SNAPSHOTS);
+    if (r == 0)
+        r = image_protect_bitmaps(q);
     if (r < 0)
         return err_set(err, r, "Could not allocate the set of metadata clusters");
     r = overlap_protect_snapshots(q, err);
@@ -458,33 +463,13 @@ static int open_backing(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
 
 /* ---- Writable images ---- */
 
-static int write_header64(Qcow2 *q, uint64_t at, uint64_t value)
-{
-    uint8_t bytes[8];
-    int r;
-
-    put_be64(bytes, value);
-    r = edge_pwrite(q->file, at, bytes, sizeof(bytes), 0);
-    return r < 0 ? r : edge_flush(q->file);
-}
-
-/*
- * Bits that we do not know stand for data that our writes would not keep up to date. That is true for
- * bitmaps, too, as long as they are not maintained here: without the bit, others see that the stored bitmaps
- * are out of date.
- */
+/* Bits that we do not know stand for data that our writes would not keep up to date. */
 static int clear_autoclear(Qcow2 *q, Error *err)
 {
-    uint64_t keep = q->data_file ? QCOW2_AUTOCLEAR_DATA_FILE_RAW : 0;
-    int r;
+    uint64_t keep = (q->data_file ? QCOW2_AUTOCLEAR_DATA_FILE_RAW : 0) | image_bitmaps_autoclear(q);
+    int r = q->header.version < 3 ? 0 : header_write_autoclear(q, q->header.autoclear & keep);
 
-    if (q->header.version < 3 || !(q->header.autoclear & ~keep))
-        return 0;
-    r = write_header64(q, QCOW2_AT_AUTOCLEAR, q->header.autoclear & keep);
-    if (r < 0)
-        return err_set_errno(err, r, "Could not update qcow2 header");
-    q->header.autoclear &= keep;
-    return 0;
+    return r < 0 ? err_set_errno(err, r, "Could not update qcow2 header") : 0;
 }
 
 static int repair_dirty(Qcow2 *q, Error *err)
@@ -513,6 +498,8 @@ static int start_steps(Qcow2 *q, Error *err)
     r = clear_autoclear(q, err);
     if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY))
         r = repair_dirty(q, err);
+    if (r == 0)
+        image_start_bitmaps(q);
     return r;
 }
 
@@ -536,8 +523,10 @@ int image_start_writing(Node *node, Error *err)
 int image_stop_writing(Node *node, Error *err)
 {
     Qcow2 *q = node->state;
-    int r = sync_close(q);
+    int r;
 
+    image_stop_bitmaps(q);
+    r = sync_close(q);
     if (r < 0)
         return err_set_errno(err, r, "Could not write the metadata of node '%s'", node->name);
     forget_writing(q);
@@ -582,7 +571,8 @@ static int open_steps(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
         return r;
     set_node(q);
     q->file_node = edge_node(q->file);
-    if (!q->node->read_only)
+    r = q->node->for_check ? 0 : image_load_bitmaps(q, err);
+    if (r == 0 && !q->node->read_only)
         r = image_start_writing(q->node, err);
     return r == 0 && !q->node->for_check ? open_backing(q, o, err) : r;
 }
@@ -593,6 +583,7 @@ int image_open(Node *node, const BlockdevOptions *options, Error *err)
     int r;
 
     q->node = node;
+    q->stored = image_new_bitmaps();
     list_init(&q->allocs);
     list_init(&q->in_place);
     r = open_steps(q, &options->u.qcow2, err);
@@ -608,6 +599,7 @@ void image_done(Qcow2 *q)
     if (q->refcounts.entries)
         cache_done(&q->refcounts);
     metaset_done(&q->meta);
+    image_free_bitmaps(q);
     inflate_done(q);
     away_done(q);
     for (unsigned i = 0; i < FREE_STAGES; i++)

@@ -83,6 +83,8 @@
 typedef struct Qcow2 Qcow2;
 typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2; /* generated */
 typedef struct Inflate Inflate; /* inflate.c */
+typedef struct StoredBitmaps StoredBitmaps;
+typedef struct ImageInfoSpecificQCow2 ImageInfoSpecificQCow2; /* generated */
 
 /* ---- Cache of table slices (cache.c) ---- */
 
@@ -168,6 +170,7 @@ enum {
     META_REFTABLE = 1 << 3,
     META_REFBLOCK = 1 << 4,
     META_SNAPSHOTS = 1 << 5,
+    META_BITMAPS = 1 << 6, /* directory, tables, data, journal */
     /* Of snapshots; known only as far as overlap_check asks for them. */
     META_INACTIVE_L1 = 1 << 7,
     META_INACTIVE_L2 = 1 << 8,
@@ -320,6 +323,8 @@ struct Qcow2 {
     uint8_t *copy_buffers; /* spare copy-on-write buffers, chained through their first bytes */
 
     uint64_t clean_interval_ns, clean_next_ns;
+
+    StoredBitmaps *stored; /* stored.h */
 };
 
 /* ---- qcow2.c, open.c ---- */
@@ -345,6 +350,8 @@ void image_done(Qcow2 *q);
 void image_refuse(Qcow2 *q);
 /* Builds what only a writer needs: the set of metadata clusters. */
 int image_prepare_writes(Qcow2 *q, Error *err) MUST_CHECK;
+/* Adds the clusters of a range to those that hold metadata. */
+int image_protect(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned kind) MUST_CHECK;
 /* The refcount table, if it is not in memory yet. */
 int image_load_reftable(Qcow2 *q) MUST_CHECK;
 int image_create(const BlockdevCreateOptions *options, Error *err) MUST_CHECK;
@@ -513,6 +520,47 @@ int sync_flush(Qcow2 *q) MUST_CHECK;
 /* The last one: nothing is in flight; also writes the decrements. */
 int sync_close(Qcow2 *q) MUST_CHECK;
 int sync_refcounts(Qcow2 *q) MUST_CHECK;
+
+/* One run serves all who wait for it: one that begins after this call covers everything that was done before. */
+int run_shared(Qcow2 *q, CoMutex *lock, SharedRun *run, int (*fn)(Qcow2 *q)) MUST_CHECK;
+
+/* ---- header.c ---- */
+
+#define QCOW2_SMALL_EXT_BYTES 24u /* data of the extensions that come and go while an image is open */
+
+/* Replaces an extension of the header, or adds it: durable, and in one step. -ENOSPC: the first cluster is full. */
+int header_put_extension(Qcow2 *q, uint32_t type, const uint8_t *data) MUST_CHECK;
+int header_remove_extension(Qcow2 *q, uint32_t type) MUST_CHECK;
+int header_write_autoclear(Qcow2 *q, uint64_t bits) MUST_CHECK;
+
+/* ---- stored*.c, journal.c: dirty bitmaps in the image (stored.h) ---- */
+
+extern const struct DriverBitmaps qcow2_bitmaps;
+
+StoredBitmaps *image_new_bitmaps(void);
+/* While the header is read. */
+int image_take_bitmaps_extension(Qcow2 *q, const uint8_t *data, uint32_t bytes, Error *err) MUST_CHECK;
+void image_take_journal_extension(Qcow2 *q, const uint8_t *data, uint32_t bytes);
+/* Makes the bitmaps that the image has; the node has its size. */
+int image_load_bitmaps(Qcow2 *q, Error *err) MUST_CHECK;
+/* Autoclear feature bits that are true for what was loaded. */
+uint64_t image_bitmaps_autoclear(const Qcow2 *q);
+/* Part of image_prepare_writes(): nobody else may write where they are. */
+int image_protect_bitmaps(Qcow2 *q) MUST_CHECK;
+/* The node may be written to from now on. */
+void image_start_bitmaps(Qcow2 *q);
+/* Stores them: the node is about to become inactive or read-only, or to be closed. Nothing is in flight. */
+void image_stop_bitmaps(Qcow2 *q);
+/* Guest data is durable: now and then, also the bitmaps become so. */
+void image_flush_bitmaps(Qcow2 *q);
+/* Before the size in the header changes; the node is drained. */
+int image_prepare_bitmaps_resize(Qcow2 *q, Error *err) MUST_CHECK;
+void image_free_bitmaps(Qcow2 *q);
+void image_bitmaps_info(const Qcow2 *q, ImageInfoSpecificQCow2 *info);
+/* Calls fn for each range of the file that bitmaps and their journal refer to, as it is on disk: whole structures, one
+ * reference for each cluster that they touch. Ends with fn's first failure; -EINVAL: a structure is not sound. */
+typedef int BitmapWalkFn(void *arg, uint64_t offset, uint64_t bytes);
+int image_walk_bitmaps(Qcow2 *q, BitmapWalkFn *fn, void *arg) MUST_CHECK;
 
 /* ---- read.c, write.c, zero.c, compress.c, resize.c: the driver's operations ---- */
 

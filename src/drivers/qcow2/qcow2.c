@@ -129,10 +129,16 @@ int image_corrupt(Qcow2 *q, bool fatal, int64_t offset, int64_t size, const char
 static int image_flush(Node *node)
 {
     Qcow2 *q = node->state;
+    int r;
 
     if (!q->writable)
         return 0;
-    return q->corrupt ? -EIO : sync_flush(q);
+    if (q->corrupt)
+        return -EIO;
+    r = sync_flush(q);
+    if (r == 0)
+        image_flush_bitmaps(q);
+    return r;
 }
 
 static int image_info(Node *node, ImageInfo *info, Error *err)
@@ -160,6 +166,7 @@ static int image_info(Node *node, ImageInfo *info, Error *err)
     specific->lazy_refcounts = q->header.compatible & QCOW2_COMPATIBLE_LAZY_REFCOUNTS;
     specific->corrupt = q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT;
     specific->extended_l2 = q->extended;
+    image_bitmaps_info(q, specific);
     if (q->data_file) {
         specific->data_file = str_dup(q->data_filename);
         specific->has_data_file_raw = true;
@@ -196,6 +203,7 @@ const Driver driver_qcow2 = {
     .snapshots = &qcow2_snapshots,
     .info = image_info,
     .check = check_run_node,
+    .bitmaps = &qcow2_bitmaps,
     .create = image_create,
     .amend = image_amend,
     .reopen_prepare = image_reopen_prepare,

@@ -201,6 +201,9 @@ static int resize_locked(Qcow2 *q, uint64_t size, Preallocation prealloc, Error 
         return err_set(err, -EIO, "Image is corrupt");
     if (q->header.snapshots && q->header.version < 3)
         return err_set(err, -ENOTSUP, "Can't resize a v2 image which has snapshots");
+    r = image_prepare_bitmaps_resize(q, err);
+    if (r < 0)
+        return r;
     r = size < node->size ? shrink(q, size, prealloc, err) : grow(q, size, prealloc, err);
     if (r < 0)
         return r;

@@ -129,14 +129,12 @@ static int writeback_locked(Qcow2 *q)
     return r;
 }
 
-/* One run serves all who wait for it: one that begins after this call covers everything that was done before.
- */
-static int run_shared(Qcow2 *q, SharedRun *run, int (*fn)(Qcow2 *q))
+int run_shared(Qcow2 *q, CoMutex *lock, SharedRun *run, int (*fn)(Qcow2 *q))
 {
     uint64_t needed = run->begun + 1;
     int r = 0;
 
-    co_mutex_lock_shielded(&q->writeback_lock);
+    co_mutex_lock_shielded(lock);
     if (run->done < needed) {
         uint64_t number = ++run->begun;
 
@@ -144,13 +142,13 @@ static int run_shared(Qcow2 *q, SharedRun *run, int (*fn)(Qcow2 *q))
         if (r == 0)
             run->done = number;
     }
-    co_mutex_unlock(&q->writeback_lock);
+    co_mutex_unlock(lock);
     return r;
 }
 
 int sync_writeback(Qcow2 *q)
 {
-    return run_shared(q, &q->writeback, writeback_locked);
+    return run_shared(q, &q->writeback_lock, &q->writeback, writeback_locked);
 }
 
 /* Hold writeback_lock. */
@@ -172,7 +170,7 @@ static int publish_locked(Qcow2 *q)
 
 int sync_publish(Qcow2 *q)
 {
-    return run_shared(q, &q->publish, publish_locked);
+    return run_shared(q, &q->writeback_lock, &q->publish, publish_locked);
 }
 
 int sync_flush(Qcow2 *q)

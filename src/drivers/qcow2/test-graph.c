@@ -5,6 +5,7 @@
 #include "drivers/qcow2/test-graph.h"
 
 #include "base/mem.h"
+#include "drivers/qcow2/test-bitmaps.h"
 #include "generated/types.h"
 
 #define SECTOR UINT64_C(512)
@@ -547,6 +548,7 @@ void test_close(Node *node)
         node->private->children = edge->next;
         edge_close(edge);
     }
+    test_bitmaps_free(node);
     free(node->private);
     free(node->backing_filename);
     free(node->backing_format);
