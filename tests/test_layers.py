@@ -13,7 +13,7 @@ FLOORS = {
     'co': set(),
     'loop': {'co', 'schema'},
     'proto': {'schema'},
-    'crypto': {'schema'},
+    'crypto': {'co', 'loop', 'proto', 'schema'},
     'net': {'co', 'loop', 'crypto', 'proto', 'schema'},
     'pr-device': {'proto'},
     'pr-client': {'proto'},

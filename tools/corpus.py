@@ -150,6 +150,17 @@ def from_images(directory):
                 save(directory, 'qcow2-image', data[: LARGEST - 2] + end)
 
 
+def from_luks(directory):
+    """A header with one key, of a volume with and without a payload of its own."""
+    slots = [(0xAC71F3 if i == 0 else 0xDEAD, 1000, bytes(32), 8 + 504 * i, 4000) for i in range(8)]
+    for mode, key_bytes in (b'xts-plain64', 64), (b'cbc-essiv:sha256', 32):
+        for detached, payload in (0, 4040), (1, 0):
+            header = b'LUKS\xba\xbe\0\1' + struct.pack('>32s32s32sII', b'aes', mode, b'sha256', payload, key_bytes)
+            header += struct.pack('>20s32sI40s', b'd' * 20, b's' * 32, 1000, b'uuid')
+            packed = b''.join(struct.pack('>II32sII', *slot) for slot in slots)
+            save(directory, 'luks', bytes([detached]) + header + packed)
+
+
 def from_bitmaps(directory):
     """A directory as qemu-img makes it: cluster bits, the extension's data, the entries. And the head of a journal."""
     extension = struct.pack('>2I2Q', 1, 8192, 0x50000, 0)
@@ -329,6 +340,7 @@ def main():
     from_virtqueues(directory)
     from_cases(directory)
     from_images(directory)
+    from_luks(directory)
     from_bitmaps(directory)
     from_codecs(directory)
     from_fuse(directory)

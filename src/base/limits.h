@@ -118,3 +118,7 @@
 #define LIMIT_VIRTIO_BLK_SEGMENTS (2 * LIMIT_VIRTQUEUE_SIZE)
 /* Loops at a time, the main loop among them. */
 #define LIMIT_LOOPS 256
+/* Iterations of a password's derivation in an encrypted volume, about a minute of a fast processor; and the time that
+ * users may ask a try to take. */
+#define LIMIT_LUKS_ITERATIONS (1u << 28)
+#define LIMIT_LUKS_ITER_TIME_MS 60000
