@@ -209,6 +209,12 @@ int node_open_child_file(Node *node, const char *name, const char *filename, con
 char *node_resolve_path(Node *node, const char *stored, Error *err) MUST_CHECK;
 /* For drivers whose child changes its role with an option. Followed by a change of permissions. */
 void node_set_child_roles(Edge *child, unsigned roles);
+/* child_permissions() would answer otherwise than before. Main loop. */
+int node_refresh_permissions(Node *node, Error *err) MUST_CHECK;
+/* For create(): an edge to the node that ref names or describes, with the permissions to make an image in it. A name is
+ * looked up before anything else is judged, a definition is opened when all the rest is sound. */
+int creation_check_ref(const BlockdevRef *ref, Error *err) MUST_CHECK;
+int creation_open_ref(const BlockdevRef *ref, Edge **ret_edge, Error *err) MUST_CHECK;
 /* The driver has changed node->size: tells parents. */
 void node_size_changed(Node *node);
 /* Reports corruption: sends BLOCK_IMAGE_CORRUPTED. offset or size -1: not known. */

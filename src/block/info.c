@@ -190,9 +190,11 @@ static int device_info(Node *node, bool flat, BlockDeviceInfo **ret_info, Error 
     info->cache->no_flush = node->no_flush;
     add_bitmaps(node, info);
     r = image_info(node, !flat, &info->image, err);
-    if (r == 0)
-        *ret_info = TAKE(info);
-    return r;
+    if (r < 0)
+        return r;
+    info->encrypted = info->image->has_encrypted && info->image->encrypted;
+    *ret_info = TAKE(info);
+    return 0;
 }
 
 typedef struct Collect {

@@ -280,6 +280,11 @@ int permission_refresh(Node *node, Error *err)
     return r;
 }
 
+int node_refresh_permissions(Node *node, Error *err)
+{
+    return permission_refresh(node, err);
+}
+
 int permission_set(Edge *edge, unsigned perm, unsigned shared, Error *err)
 {
     Transaction t = {0};

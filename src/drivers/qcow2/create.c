@@ -312,39 +312,6 @@ static int write_image(Writer *w, const BlockdevCreateOptionsQcow2 *o, const cha
 
 /* ---- Files ---- */
 
-static char *describe_creation(void *opaque)
-{
-    return str_dup("block job 'create'");
-}
-
-static const EdgeUser creation_user = {.describe = describe_creation};
-
-/* A name is looked up before anything else is judged, a definition is opened when all the rest is sound. */
-static int check_ref(const BlockdevRef *ref, Error *err)
-{
-    if (ref->type != BLOCKDEV_REF_KIND_REFERENCE || node_find(ref->u.reference))
-        return 0;
-    return err_set(
-        err, -ENOENT, "Cannot find device='%s' nor node-name='%s'", ref->u.reference, ref->u.reference);
-}
-
-static int open_ref(const BlockdevRef *ref, Edge **ret_edge, Error *err)
-{
-    Node *node;
-    int r = check_ref(ref, err);
-
-    if (r < 0)
-        return r;
-    if (ref->type == BLOCKDEV_REF_KIND_REFERENCE)
-        node = node_find(ref->u.reference);
-    else
-        r = node_open(ref->u.definition, &node, err);
-    if (r < 0)
-        return r;
-    return edge_open(
-        node, &creation_user, NULL, PERM_CONSISTENT_READ | PERM_WRITE | PERM_RESIZE, PERM_ALL, ret_edge, err);
-}
-
 static void edge_close_ptr(Edge **edge)
 {
     edge_close(*edge);
@@ -387,7 +354,7 @@ static int create_in(Edge *file, const BlockdevCreateOptionsQcow2 *o, const Layo
         return err_set(err, -ENOMEM, "Could not allocate a cluster");
     memset(buffer, 0, l->cluster);
     if (o->data_file) {
-        r = open_ref(o->data_file, &data, err);
+        r = creation_open_ref(o->data_file, &data, err);
         if (r == 0)
             r = size_data_file(data, l, err);
         if (r < 0)
@@ -402,13 +369,13 @@ int image_create(const BlockdevCreateOptions *options, Error *err)
     const BlockdevCreateOptionsQcow2 *o = &options->u.qcow2;
     CLEANUP(edge_close_ptr) Edge *file = NULL;
     Layout layout = {0};
-    int r = check_ref(o->file, err);
+    int r = creation_check_ref(o->file, err);
 
     if (r == 0)
         r = check_options(o, err);
     if (r == 0)
         r = make_layout(o, &layout, err);
     if (r == 0)
-        r = open_ref(o->file, &file, err);
+        r = creation_open_ref(o->file, &file, err);
     return r < 0 ? r : create_in(file, o, &layout, err);
 }

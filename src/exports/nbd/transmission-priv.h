@@ -11,7 +11,7 @@
 #pragma once
 
 #include "base/list.h"
-#include "exports/buffer-pool.h"
+#include "loop/buffer-pool.h"
 #include "exports/nbd/transmission.h"
 
 #define RX_BYTES ((size_t)256 * 1024)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Payload buffers of the exports on one loop: page-aligned, in sizes that are powers of two from 4 KiB to 32
+ * Payload buffers of exports and drivers on one loop: page-aligned, in sizes that are powers of two from 4 KiB to 32
  * MiB, kept for reuse up to LIMIT_BUFFER_POOL_BYTES. A buffer must go back to the pool, on the loop, that it
  * came from.
  */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Payload buffers; see buffer-pool.h. Idle buffers are chained through their own first bytes. */
-#include "exports/buffer-pool.h"
+#include "loop/buffer-pool.h"
 
 #include "base/limits.h"
 #include "base/mem.h"
