@@ -38,6 +38,7 @@ PACKAGES = {
     'readelf': 'binutils',
     'pkg-config': 'pkg-config',
     'strace': 'strace',
+    'cryptsetup': 'cryptsetup-bin',
     'systemd-analyze': 'systemd',
 }
 
