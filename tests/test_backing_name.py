@@ -70,3 +70,24 @@ def test_no_write_between_is_dangerous(daemon, tmp, rng):
         file.write(before[:SECTOR])
     assert stored(torn) == (str(base), 'qcow2')
     images.check(torn)
+
+
+@pytest.mark.parametrize('name', ('', 'base', './' * 280 + 'base'), ids=('none', 'short', 'long'))
+def test_header_without_room_behind_its_extensions(daemon, tmp, name):
+    """Old programs put the name right behind the header: nothing ends the extensions but the name itself."""
+    image, base = tmp / 'top.qcow2', tmp / 'base'
+    run('qemu-img', 'create', '-q', '-f', 'qcow2', base, str(SIZE))
+    run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'compat=0.10', '-b', base, '-F', 'qcow2', image)
+    header = bytearray(image.read_bytes()[:1024])
+    header[8:20] = (72).to_bytes(8, 'big') + len(str(base)).to_bytes(4, 'big')
+    header[72:] = str(base).encode().ljust(1024 - 72, b'\xff')
+    with open(image, 'r+b') as file:
+        file.write(header)
+    assert stored(image) == (str(base), None)
+    served = daemon(
+        '--blockdev', f'qcow2,node-name=t,file.driver=file,file.filename={image},backing.driver=null-co,backing.size={SIZE}'
+    )
+    served.cmd('change-backing-file', device='t', image_node_name='t', backing_file=name)
+    served.quit()
+    assert stored(image)[0] == name
+    images.check(image)

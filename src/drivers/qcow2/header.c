@@ -5,28 +5,13 @@
  * bytes that end the chain are replaced by its type and length, and these eight bytes lie within a sector.
  * Room that cannot be given back keeps the type QCOW2_EXT_RETIRED, which no program looks at.
  *
- * One change at a time: who calls holds the lock of StoredBitmaps, or runs alone.
+ * One change at a time: who calls holds change_lock, or the node is being opened or closed, or (the journal,
+ * at the first write) it is not drained, while those that hold change_lock have it drained.
  */
 #include "base/mem.h"
-#include "drivers/qcow2/qcow2-priv.h"
+#include "drivers/qcow2/header.h"
 
-#define EXTENSION_HEAD 8u
-#define SECTOR 512u
-
-/* What the first cluster holds. Offsets are those in the file. */
-typedef struct HeaderArea {
-    uint8_t *bytes;
-    size_t size;       /* of the cluster */
-    size_t limit;      /* extensions end here: at the name of the backing file, or with the cluster */
-    size_t end;        /* of the chain: where its last eight bytes are */
-    size_t found;      /* the extension that was looked for, or 0 */
-    size_t found_next; /* what follows it */
-    size_t retired;    /* room for QCOW2_SMALL_EXT_BYTES, or 0 */
-    size_t names;      /* the feature name table, or 0 */
-    uint32_t names_bytes;
-} HeaderArea;
-
-static void area_done(HeaderArea *area)
+void header_area_done(HeaderArea *area)
 {
     free(area->bytes);
 }
@@ -52,13 +37,10 @@ static int walk(const Qcow2 *q, HeaderArea *area, uint32_t type)
         before = at;
     }
     area->end = start + before;
-    /* Without an end of its own the chain ends where something else begins, and cannot become longer. */
-    if (r == 0 && (!is_aligned(area->end, 8) || area->end + EXTENSION_HEAD > area->limit))
-        r = -ENOSPC;
     return r;
 }
 
-static int read_area(Qcow2 *q, uint32_t type, HeaderArea *area)
+int header_area_read(Qcow2 *q, uint32_t type, HeaderArea *area)
 {
     uint64_t backing = q->header.backing_offset;
     int r;
@@ -75,7 +57,12 @@ static int read_area(Qcow2 *q, uint32_t type, HeaderArea *area)
     return r < 0 ? r : walk(q, area, type);
 }
 
-static int write_durably(Qcow2 *q, uint64_t at, const void *data, size_t bytes)
+bool header_area_has_end(const HeaderArea *area)
+{
+    return is_aligned(area->end, 8) && area->end + HEADER_EXTENSION_HEAD <= area->limit;
+}
+
+int header_write_durably(Qcow2 *q, uint64_t at, const void *data, size_t bytes)
 {
     int r = edge_pwrite(q->file, at, data, bytes, 0);
 
@@ -84,11 +71,11 @@ static int write_durably(Qcow2 *q, uint64_t at, const void *data, size_t bytes)
 
 static int write_head(Qcow2 *q, size_t at, uint32_t type, uint32_t bytes)
 {
-    uint8_t head[EXTENSION_HEAD];
+    uint8_t head[HEADER_EXTENSION_HEAD];
 
     put_be32(head, type);
     put_be32(head + 4, bytes);
-    return write_durably(q, at, head, sizeof(head));
+    return header_write_durably(q, at, head, sizeof(head));
 }
 
 /* Moves the name of the backing file behind where the chain will end. */
@@ -101,10 +88,10 @@ static int move_backing_name(Qcow2 *q, HeaderArea *area, size_t needed_end)
 
     if (to > area->size || bytes > area->size - to)
         return -ENOSPC;
-    r = write_durably(q, to, area->bytes + area->limit, bytes);
+    r = header_write_durably(q, to, area->bytes + area->limit, bytes);
     put_be64(place, to);
     if (r == 0)
-        r = write_durably(q, QCOW2_AT_BACKING_OFFSET, place, sizeof(place));
+        r = header_write_durably(q, QCOW2_AT_BACKING_OFFSET, place, sizeof(place));
     if (r == 0)
         q->header.backing_offset = area->limit = to;
     return r;
@@ -113,18 +100,18 @@ static int move_backing_name(Qcow2 *q, HeaderArea *area, size_t needed_end)
 /* Shortens the feature name table by two names: room for three extensions. */
 static int make_room(Qcow2 *q, HeaderArea *area)
 {
-    uint8_t slots[3 * (EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES)] = {0};
+    uint8_t slots[3 * (HEADER_EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES)] = {0};
     uint32_t left = area->names_bytes - (uint32_t)sizeof(slots);
-    size_t at = area->names + EXTENSION_HEAD + left;
+    size_t at = area->names + HEADER_EXTENSION_HEAD + left;
     int r;
 
     if (!area->names || area->names_bytes < sizeof(slots) || area->names_bytes % 8)
         return -ENOSPC;
-    for (size_t i = 0; i < sizeof(slots); i += EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES) {
+    for (size_t i = 0; i < sizeof(slots); i += HEADER_EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES) {
         put_be32(slots + i, QCOW2_EXT_RETIRED);
         put_be32(slots + i + 4, QCOW2_SMALL_EXT_BYTES);
     }
-    r = write_durably(q, at, slots, sizeof(slots)); /* not part of the chain before the next step */
+    r = header_write_durably(q, at, slots, sizeof(slots)); /* not part of the chain before the next step */
     if (r == 0)
         r = write_head(q, area->names, QCOW2_EXT_FEATURE_NAMES, left);
     area->retired = at;
@@ -133,19 +120,21 @@ static int make_room(Qcow2 *q, HeaderArea *area)
 
 static int append(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *data)
 {
-    uint8_t body[QCOW2_SMALL_EXT_BYTES + EXTENSION_HEAD] = {0};
-    size_t needed = area->end + EXTENSION_HEAD + sizeof(body);
+    uint8_t body[QCOW2_SMALL_EXT_BYTES + HEADER_EXTENSION_HEAD] = {0};
+    size_t needed = area->end + HEADER_EXTENSION_HEAD + sizeof(body);
     int r = 0;
 
+    if (!header_area_has_end(area))
+        return -ENOSPC;
     if (needed > area->limit)
         r = area->limit < area->size ? move_backing_name(q, area, needed) : -ENOSPC;
     if (r < 0)
         return r;
     memcpy(body, data, QCOW2_SMALL_EXT_BYTES);
-    r = write_durably(q, area->end + EXTENSION_HEAD, body, sizeof(body));
+    r = header_write_durably(q, area->end + HEADER_EXTENSION_HEAD, body, sizeof(body));
     if (r == 0)
         r = write_head(q, area->end, type, QCOW2_SMALL_EXT_BYTES);
-    area->end += EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES;
+    area->end += HEADER_EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES;
     return r;
 }
 
@@ -153,8 +142,8 @@ static int retire(Qcow2 *q, const HeaderArea *area)
 {
     if (area->found_next == area->end)
         return write_head(q, area->found, QCOW2_EXT_END, 0);
-    return write_head(
-        q, area->found, QCOW2_EXT_RETIRED, (uint32_t)(area->found_next - area->found) - EXTENSION_HEAD);
+    return write_head(q, area->found, QCOW2_EXT_RETIRED,
+        (uint32_t)(area->found_next - area->found) - HEADER_EXTENSION_HEAD);
 }
 
 static int add(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *data)
@@ -165,18 +154,18 @@ static int add(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *data)
         r = make_room(q, area);
     if (r < 0 || !area->retired)
         return r;
-    r = write_durably(q, area->retired + EXTENSION_HEAD, data, QCOW2_SMALL_EXT_BYTES);
+    r = header_write_durably(q, area->retired + HEADER_EXTENSION_HEAD, data, QCOW2_SMALL_EXT_BYTES);
     return r < 0 ? r : write_head(q, area->retired, type, QCOW2_SMALL_EXT_BYTES);
 }
 
 static int put_into(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *data)
 {
-    size_t at = area->found + EXTENSION_HEAD;
+    size_t at = area->found + HEADER_EXTENSION_HEAD;
     int r;
 
     if (area->found && area->found_next - at == QCOW2_SMALL_EXT_BYTES &&
-        at / SECTOR == (at + QCOW2_SMALL_EXT_BYTES - 1) / SECTOR)
-        return write_durably(q, at, data, QCOW2_SMALL_EXT_BYTES);
+        at / HEADER_SECTOR == (at + QCOW2_SMALL_EXT_BYTES - 1) / HEADER_SECTOR)
+        return header_write_durably(q, at, data, QCOW2_SMALL_EXT_BYTES);
     r = add(q, area, type, data);
     /* Between the two there are two of them: harmless while both are sound, and only the old one is. */
     return r < 0 || !area->found ? r : retire(q, area);
@@ -185,22 +174,22 @@ static int put_into(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *da
 int header_put_extension(Qcow2 *q, uint32_t type, const uint8_t *data)
 {
     HeaderArea area;
-    int r = read_area(q, type, &area);
+    int r = header_area_read(q, type, &area);
 
     if (r == 0)
         r = put_into(q, &area, type, data);
-    area_done(&area);
+    header_area_done(&area);
     return r;
 }
 
 int header_remove_extension(Qcow2 *q, uint32_t type)
 {
     HeaderArea area;
-    int r = read_area(q, type, &area);
+    int r = header_area_read(q, type, &area);
 
     if (r == 0 && area.found)
         r = retire(q, &area);
-    area_done(&area);
+    header_area_done(&area);
     return r;
 }
 
@@ -212,7 +201,7 @@ int header_write_autoclear(Qcow2 *q, uint64_t bits)
     if (bits == q->header.autoclear)
         return 0;
     put_be64(bytes, bits);
-    r = write_durably(q, QCOW2_AT_AUTOCLEAR, bytes, sizeof(bytes));
+    r = header_write_durably(q, QCOW2_AT_AUTOCLEAR, bytes, sizeof(bytes));
     if (r == 0)
         q->header.autoclear = bits;
     return r;

@@ -50,9 +50,10 @@
  * mapping of these clusters wait for it and start over. Mapped reads and mapped writes never wait for it.
  * - A cluster may be zeroed or discarded under a write in place. Where it keeps its host cluster, which is
  * then to be filled anew, the filling waits for such writes: they would show up in the middle of it.
- * - Locks, in this order: change_lock (snapshots, checks, resizing: the node is drained), l2_lock (a new L2 table),
- * refcount_lock (allocation, decrements), writeback_lock, a cache's write_lock. A write-back takes none of
- * the first two, so that an allocation may need one to make room in a cache.
+ * - Locks, in this order: change_lock (snapshots, checks, resizing, commands for bitmaps, the backing file's
+ * name: the node is drained), the bitmaps' and their journal's, l2_lock (a new L2 table), refcount_lock
+ * (allocation, decrements), writeback_lock, a cache's write_lock. A write-back takes none of the first two,
+ * so that an allocation may need one to make room in a cache.
  *
  * ---- Reads away from home ----
  *
@@ -82,7 +83,7 @@
 
 typedef struct Qcow2 Qcow2;
 typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2; /* generated */
-typedef struct Inflate Inflate; /* inflate.c */
+typedef struct Inflate Inflate;                           /* inflate.c */
 typedef struct StoredBitmaps StoredBitmaps;
 typedef struct ImageInfoSpecificQCow2 ImageInfoSpecificQCow2; /* generated */
 
@@ -521,14 +522,16 @@ int sync_flush(Qcow2 *q) MUST_CHECK;
 int sync_close(Qcow2 *q) MUST_CHECK;
 int sync_refcounts(Qcow2 *q) MUST_CHECK;
 
-/* One run serves all who wait for it: one that begins after this call covers everything that was done before. */
+/* One run serves all who wait for it: one that begins after this call covers everything that was done before.
+ */
 int run_shared(Qcow2 *q, CoMutex *lock, SharedRun *run, int (*fn)(Qcow2 *q)) MUST_CHECK;
 
 /* ---- header.c ---- */
 
 #define QCOW2_SMALL_EXT_BYTES 24u /* data of the extensions that come and go while an image is open */
 
-/* Replaces an extension of the header, or adds it: durable, and in one step. -ENOSPC: the first cluster is full. */
+/* Replaces an extension of the header, or adds it: durable, and in one step. -ENOSPC: the first cluster is
+ * full. */
 int header_put_extension(Qcow2 *q, uint32_t type, const uint8_t *data) MUST_CHECK;
 int header_remove_extension(Qcow2 *q, uint32_t type) MUST_CHECK;
 int header_write_autoclear(Qcow2 *q, uint64_t bits) MUST_CHECK;
@@ -557,8 +560,9 @@ void image_flush_bitmaps(Qcow2 *q);
 int image_prepare_bitmaps_resize(Qcow2 *q, Error *err) MUST_CHECK;
 void image_free_bitmaps(Qcow2 *q);
 void image_bitmaps_info(const Qcow2 *q, ImageInfoSpecificQCow2 *info);
-/* Calls fn for each range of the file that bitmaps and their journal refer to, as it is on disk: whole structures, one
- * reference for each cluster that they touch. Ends with fn's first failure; -EINVAL: a structure is not sound. */
+/* Calls fn for each range of the file that bitmaps and their journal refer to, as it is on disk: whole
+ * structures, one reference for each cluster that they touch. Ends with fn's first failure; -EINVAL: a
+ * structure is not sound. */
 typedef int BitmapWalkFn(void *arg, uint64_t offset, uint64_t bytes);
 int image_walk_bitmaps(Qcow2 *q, BitmapWalkFn *fn, void *arg) MUST_CHECK;
 

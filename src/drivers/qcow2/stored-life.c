@@ -97,6 +97,19 @@ static int can_add(Node *node, const char *name, uint32_t granularity, Error *er
     return r < 0 ? err_prefix(err, r, "Can't make bitmap '%s' persistent in '%s'", name, node->name) : 0;
 }
 
+/* Around commands, which other sessions' commands may meet although each has the node drained. */
+static void change_begin(Qcow2 *q)
+{
+    co_mutex_lock_shielded(&q->change_lock);
+    co_mutex_lock_shielded(&q->stored->lock);
+}
+
+static void change_end(Qcow2 *q)
+{
+    co_mutex_unlock(&q->stored->lock);
+    co_mutex_unlock(&q->change_lock);
+}
+
 static void push_item(StoredBitmaps *s, StoredBitmap *item)
 {
     VEC_GROW(s->items, s->count, s->capacity);
@@ -152,9 +165,9 @@ static int added(Node *node, DirtyBitmap *bitmap, Error *err)
         .added = true,
         .granularity_bits = granularity_bits,
         .table_entries = (uint32_t)entries};
-    co_mutex_lock_shielded(&q->stored->lock);
+    change_begin(q);
     r = add_item(q, item);
-    co_mutex_unlock(&q->stored->lock);
+    change_end(q);
     if (r < 0) {
         if (!item_of(q->stored, bitmap))
             stored_item_free(item);
@@ -204,9 +217,9 @@ static int removed(Node *node, DirtyBitmap *bitmap, Error *err)
 
     if (!item)
         return 0;
-    co_mutex_lock_shielded(&q->stored->lock);
+    change_begin(q);
     r = remove_item(q, item);
-    co_mutex_unlock(&q->stored->lock);
+    change_end(q);
     node_journal_writes(node, any_usable(q->stored));
     return r < 0 ? err_set_errno(err, r, "Failed to remove bitmap '%s' from node '%s'",
                        dirty_bitmap_name(bitmap), node->name)
@@ -250,9 +263,9 @@ static int changed(Node *node, DirtyBitmap *bitmap, Error *err)
 
     if (!item || !stored_is_usable(item))
         return 0;
-    co_mutex_lock_shielded(&q->stored->lock);
+    change_begin(q);
     r = store_change(q, item);
-    co_mutex_unlock(&q->stored->lock);
+    change_end(q);
     return r < 0 ? err_set_errno(err, r, "Could not store bitmap '%s' of node '%s'", item->name, node->name)
                  : 0;
 }
