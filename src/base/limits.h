@@ -122,3 +122,5 @@
  * users may ask a try to take. */
 #define LIMIT_LUKS_ITERATIONS (1u << 28)
 #define LIMIT_LUKS_ITER_TIME_MS 60000
+/* The LUKS header in a qcow2 image with all key slots; version 1 takes 2 MiB. */
+#define LIMIT_QCOW2_CRYPT_BYTES (32 * MIB)

@@ -147,10 +147,8 @@ int qcow2_header_check(const Qcow2Header *header, Error *err)
         return r;
     if (header->refcount_order > QCOW2_MAX_REFCOUNT_ORDER)
         return err_set(err, -EINVAL, "Reference count entry width too large; may not exceed 64 bits");
-    if (header->crypt_method > 2)
+    if (header->crypt_method > QCOW2_CRYPT_LUKS)
         return err_set(err, -EINVAL, "Unsupported encryption method %" PRIu32, header->crypt_method);
-    if (header->crypt_method)
-        return err_set(err, -ENOTSUP, "Encrypted qcow2 images are not supported");
     if ((header->incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2) &&
         header->cluster_bits < QCOW2_MIN_EXTENDED_CLUSTER_BITS)
         return err_set(err, -EINVAL, "Unsupported subcluster size: %u",

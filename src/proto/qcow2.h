@@ -44,6 +44,9 @@
 #define QCOW2_AUTOCLEAR_DATA_FILE_RAW (1u << 1)
 #define QCOW2_AUTOCLEAR_JOURNAL (UINT64_C(1) << 55) /* ours: docs/qcow2-bitmap-journal.md */
 
+#define QCOW2_CRYPT_AES 1u
+#define QCOW2_CRYPT_LUKS 2u
+
 #define QCOW2_COMPRESSION_ZLIB 0u
 #define QCOW2_COMPRESSION_ZSTD 1u
 

@@ -357,6 +357,8 @@ int check_walk(Check *c)
     bool active = true;
     int r = check_count(c, 0, q->cluster_size, 1);
 
+    if (r == 0 && q->crypt_bytes)
+        r = check_count(c, q->crypt_offset, q->crypt_bytes, 1);
     if (r == 0)
         r = check_collect(c, q->l1_offset, q->l1_entries, 1);
     if (r == 0)

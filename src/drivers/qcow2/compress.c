@@ -162,7 +162,7 @@ int write_compressed(Qcow2 *q, uint64_t offset, IoSlice src)
              clusters = MIN(div_round_up(src.bytes, q->cluster_size), (uint64_t)MAX_PACKING);
     CoGroup others;
 
-    if (q->data_file)
+    if (q->data_file || q->crypt)
         return -ENOTSUP;
     if (in_cluster(q, offset) || (in_cluster(q, end) && end != q->node->size))
         return -EINVAL;

@@ -41,6 +41,27 @@ static char *text_of(const uint8_t *data, size_t bytes)
     return str_ndup((const char *)data, strnlen((const char *)data, bytes));
 }
 
+/* "Full disk encryption header pointer": where the LUKS header lies. */
+static int take_crypto(Qcow2 *q, const Qcow2Extension *e, Error *err)
+{
+    if (q->header.crypt_method != QCOW2_CRYPT_LUKS)
+        return err_set(err, -EINVAL, "CRYPTO header extension only expected with LUKS encryption method");
+    if (e->bytes != 16)
+        return err_set(
+            err, -EINVAL, "CRYPTO header extension size %" PRIu32 ", but expected size 16", e->bytes);
+    q->crypt_offset = get_be64(e->data);
+    q->crypt_bytes = get_be64(e->data + 8);
+    if (!is_aligned(q->crypt_offset, UINT64_C(1) << q->header.cluster_bits))
+        return err_set(err, -EINVAL,
+            "Encryption header offset '%" PRIu64 "' is not a multiple of cluster size '%u'", q->crypt_offset,
+            1u << q->header.cluster_bits);
+    if (out_of_range(q->crypt_offset, q->crypt_bytes, QCOW2_MAX_HOST_OFFSET) ||
+        q->crypt_bytes > LIMIT_QCOW2_CRYPT_BYTES)
+        return err_set(err, -EINVAL, "Encryption header of %" PRIu64 " bytes at %" PRIu64 " is too large",
+            q->crypt_bytes, q->crypt_offset);
+    return 0;
+}
+
 static int take_extension(Qcow2 *q, const Qcow2Extension *e, Error *err)
 {
     switch (e->magic) {
@@ -60,6 +81,8 @@ static int take_extension(Qcow2 *q, const Qcow2Extension *e, Error *err)
     case QCOW2_EXT_JOURNAL:
         image_take_journal_extension(q, e->data, e->bytes);
         return 0;
+    case QCOW2_EXT_CRYPTO:
+        return take_crypto(q, e, err);
     default: /* unknown ones stay as they are in the image */
         return 0;
     }
@@ -390,6 +413,8 @@ int image_prepare_writes(Qcow2 *q, Error *err)
         return err_set_errno(err, r, "Could not initialize refcount handling");
     r = image_protect(q, 0, 1, META_HEADER);
     if (r == 0)
+        r = image_protect(q, q->crypt_offset, q->crypt_bytes, META_HEADER);
+    if (r == 0)
         r = image_protect(q, q->l1_offset, q->l1_entries * UINT64_C(8), META_L1);
     if (r == 0)
         r = image_protect(q, q->rt_offset, q->rt_entries * UINT64_C(8), META_REFTABLE);
@@ -540,9 +565,11 @@ static void set_node(Qcow2 *q)
     Node *node = q->node;
 
     node->size = align_down(q->header.size, 512);
+    if (q->crypt)
+        node->limits.request_alignment = MAX(node->limits.request_alignment, 512U);
     node->limits.write_zeroes_alignment = (uint32_t)q->sub_size;
     node->limits.discard_alignment = (uint32_t)q->cluster_size;
-    node->write_flags = REQ_FUA | REQ_OUTLIVES | REQ_COMPRESSED;
+    node->write_flags = REQ_FUA | REQ_OUTLIVES | (q->crypt ? 0 : (unsigned)REQ_COMPRESSED);
     node->zeroes_flags = REQ_MAY_UNMAP | REQ_NO_FALLBACK | REQ_OUTLIVES;
 }
 
@@ -563,6 +590,8 @@ static int open_steps(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
         return r;
     image_set_slices(q);
     r = open_data_file(q, o, err);
+    if (r == 0 && !q->node->for_check)
+        r = crypt_open(q, o->encrypt, err);
     if (r == 0)
         r = load_l1(q, err);
     if (r == 0 && q->header.snapshots && !q->node->for_check)
@@ -601,6 +630,7 @@ void image_done(Qcow2 *q)
     metaset_done(&q->meta);
     image_free_bitmaps(q);
     inflate_done(q);
+    crypt_done(q);
     away_done(q);
     for (unsigned i = 0; i < FREE_STAGES; i++)
         free(q->frees[i].items);

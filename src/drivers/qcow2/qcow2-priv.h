@@ -82,10 +82,13 @@
 #include <stdatomic.h>
 
 typedef struct Qcow2 Qcow2;
-typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2; /* generated */
-typedef struct Inflate Inflate;                           /* inflate.c */
+typedef struct Crypt Crypt;
+typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2;                         /* generated */
+typedef struct BlockdevQcow2Encryption BlockdevQcow2Encryption;                   /* generated */
+typedef struct ImageInfoSpecificQCow2 ImageInfoSpecificQCow2;                     /* generated */
+typedef struct ImageInfoSpecificQCow2Encryption ImageInfoSpecificQCow2Encryption; /* generated */
+typedef struct Inflate Inflate;                                                   /* inflate.c */
 typedef struct StoredBitmaps StoredBitmaps;
-typedef struct ImageInfoSpecificQCow2 ImageInfoSpecificQCow2; /* generated */
 
 /* ---- Cache of table slices (cache.c) ---- */
 
@@ -277,7 +280,9 @@ struct Qcow2 {
     bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;
-    _Atomic(Away *) away; /* from the first read on another loop on */
+    Crypt *crypt;                       /* NULL: not encrypted */
+    uint64_t crypt_offset, crypt_bytes; /* the LUKS header's clusters, if there are any */
+    _Atomic(Away *) away;               /* from the first read on another loop on */
 
     uint64_t *l1; /* host order */
     uint32_t l1_entries;
@@ -608,3 +613,18 @@ void inflate_forget(Qcow2 *q, uint64_t cluster);
 /* Frees the memory of what was not used since the last call. */
 void inflate_clean(Qcow2 *q);
 void inflate_done(Qcow2 *q);
+
+/* ---- Encryption (crypt.c) ---- */
+
+/* With the header read. options: NULL if none were given. */
+int crypt_open(Qcow2 *q, const BlockdevQcow2Encryption *options, Error *err) MUST_CHECK;
+void crypt_done(Qcow2 *q);
+/* Guest data of an encrypted image at an offset of q->data: whole sectors. Reads: any loop. */
+int crypt_read(Qcow2 *q, uint64_t guest, uint64_t host, IoSlice dst);
+int crypt_write(Qcow2 *q, uint64_t host, IoSlice src, unsigned flags);
+ImageInfoSpecificQCow2Encryption *crypt_info(const Qcow2 *q);
+
+static inline int data_write(Qcow2 *q, uint64_t host, IoSlice src, unsigned flags)
+{
+    return UNLIKELY(q->crypt) ? crypt_write(q, host, src, flags) : edge_write(q->data, host, src, flags);
+}

@@ -160,6 +160,8 @@ static int image_info(Node *node, ImageInfo *info, Error *err)
     specific->compression_type = q->header.compression_type == QCOW2_COMPRESSION_ZSTD
                                      ? QCOW2_COMPRESSION_TYPE_ZSTD
                                      : QCOW2_COMPRESSION_TYPE_ZLIB;
+    info->has_encrypted = info->encrypted = q->crypt;
+    specific->encrypt = q->crypt ? crypt_info(q) : NULL;
     if (!v3)
         return 0;
     specific->has_lazy_refcounts = specific->has_corrupt = specific->has_extended_l2 = true;

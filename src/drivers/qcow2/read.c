@@ -17,7 +17,8 @@ static inline int read_run(Qcow2 *q, const Map *map, uint64_t offset, IoSlice ds
 {
     switch (map->type) {
     case QCOW2_TYPE_NORMAL:
-        return child_read(q->data, map->host, dst);
+        return UNLIKELY(q->crypt) ? crypt_read(q, offset, map->host, dst)
+                                  : child_read(q->data, map->host, dst);
     case QCOW2_TYPE_ZERO:
     case QCOW2_TYPE_ZERO_HOST:
         io_slice_fill(dst, 0);

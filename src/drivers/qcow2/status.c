@@ -58,7 +58,10 @@ static void status_of(const Qcow2 *q, const Map *map, BlockStatus *status)
     *status = (BlockStatus){.bytes = map->bytes};
     switch (map->type) {
     case QCOW2_TYPE_NORMAL:
-        status->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED | BLOCK_STATUS_OFFSET;
+        status->flags = BLOCK_STATUS_DATA | BLOCK_STATUS_ALLOCATED;
+        if (q->crypt)
+            break;
+        status->flags |= BLOCK_STATUS_OFFSET;
         if (q->preallocated)
             status->flags |= BLOCK_STATUS_RECURSE;
         status->map_offset = map->host;

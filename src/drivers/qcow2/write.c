@@ -228,12 +228,12 @@ static unsigned around_vectors(const Around *a, struct iovec *iov)
 }
 
 /* A side that needs no part in the data write: it is empty, reads as zeroes anyway, or is zeroed on its own.
- */
+ * With encryption zeroes are data like any other. */
 static int around_settle(Qcow2 *q, const NewWrite *w, Around *a)
 {
     int r = 0;
 
-    if (!a->zero || !a->bytes)
+    if (!a->zero || !a->bytes || q->crypt)
         return 0;
     if (!w->fresh) {
         if (a->bytes < ZERO_PART_BYTES)
@@ -251,7 +251,7 @@ static int write_around(Qcow2 *q, const NewWrite *w, const Around *a)
     if (!a->bytes)
         return 0;
     around_vectors(a, iov);
-    return edge_write(q->data, w->host + (a->start - w->first), (IoSlice){.iov = iov, .bytes = a->bytes}, 0);
+    return data_write(q, w->host + (a->start - w->first), (IoSlice){.iov = iov, .bytes = a->bytes}, 0);
 }
 
 /* One write for all if the vectors suffice. */
@@ -264,17 +264,17 @@ static int write_filled(Qcow2 *q, const NewWrite *w, const Around *head, const A
     int r;
 
     if (!head->bytes && !tail->bytes)
-        return edge_write(q->data, w->host + (w->offset - w->first), src, 0);
+        return data_write(q, w->host + (w->offset - w->first), src, 0);
     n += io_slice_to_iov(src, iov + n, WRITE_VECTORS - n - tail_n, &taken);
     if (taken == src.bytes) {
         if (tail->bytes)
             around_vectors(tail, iov + n);
-        return edge_write(q->data, w->host + (start - w->first),
+        return data_write(q, w->host + (start - w->first),
             (IoSlice){.iov = iov, .bytes = head->bytes + src.bytes + tail->bytes}, 0);
     }
     r = write_around(q, w, head);
     if (r == 0)
-        r = edge_write(q->data, w->host + (w->offset - w->first), src, 0);
+        r = data_write(q, w->host + (w->offset - w->first), src, 0);
     return r < 0 ? r : write_around(q, w, tail);
 }
 
@@ -303,6 +303,7 @@ static int find_order(Qcow2 *q, NewWrite *w)
 {
     int r;
 
+    w->unordered |= q->crypt != NULL; /* what was never written would be decrypted */
     if (w->unordered)
         return 0;
     r = read_is_zero(q, w->fill_start, MIN(w->fill_end, q->node->size) - w->fill_start);
@@ -387,7 +388,7 @@ static int write_in_place(Qcow2 *q, const Map *map, uint64_t offset, IoSlice src
         return r;
     *kept = MIN(*kept, map->kept);
     in_place_begin(q, &range, offset, offset + src.bytes);
-    r = edge_write(q->data, map->host, src, *kept == KEPT_ON_DISK ? flags & REQ_FUA : 0);
+    r = data_write(q, map->host, src, *kept == KEPT_ON_DISK ? flags & REQ_FUA : 0);
     alloc_end(&range);
     return r;
 }
