@@ -376,9 +376,10 @@ void inflate_clean(Qcow2 *q)
     LIST_FOREACH_SAFE (link, &q->inflate->slots) {
         Slot *slot = LIST_ENTRY(link, Slot, link);
 
-        if (!slot->used && !slot->loading)
+        if (slot->used || slot->loading)
+            slot->used = false;
+        else
             slot_free(q, slot);
-        slot->used = false;
     }
     buffers_free(q->inflate);
 }
