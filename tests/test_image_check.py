@@ -209,3 +209,25 @@ def test_node_in_use(daemon, tmp, rng):
     handle.shutdown()
     served.stop()
     images.check(path)
+
+
+@pytest.mark.sanitize
+def test_leaks_behind_the_end_of_the_file(daemon, tmp, rng):
+    """A power cut may leave a file that is shorter than its refcounts say. Growing again it would show the leaks."""
+    need('qemu-img', 'qemu-io')
+    path = tmp / 'image.qcow2'
+    run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', KINDS['plain'], path, '1M')
+    images.write_some(path, rng, 1 << 20)
+    content = contents(path)
+    one = Damage(path, rng)
+    last = -(-len(one.data) // one.cluster)
+    for cluster in (last, last + 7, one.per_block - 1):
+        one.refcount(cluster, 1)
+    one.save()
+    served = daemon()
+    assert ours(served, path).get('leaks', 0) == 0  # as the reference counts
+    assert ours(served, path, 'leaks')['leaks-fixed'] == 3
+    with open(path, 'r+b') as file:
+        file.truncate(one.per_block * one.cluster)
+    images.check(path)
+    assert contents(path) == content

@@ -104,6 +104,16 @@ static uint64_t judge(Check *c, BlockRun *run, uint64_t cluster, uint64_t stored
     return counted;
 }
 
+/*
+ * Clusters to compare: those of the file. A power cut may have left it shorter than its refcounts say; these
+ * leaks would show when it grows again, so a repair goes on to the end of the blocks. Not where something
+ * refers to what lies there.
+ */
+static uint64_t compared_clusters(const Check *c)
+{
+    return may_fix(c, CHECK_FIX_LEAKS) && !c->hidden && !c->beyond ? UINT64_MAX : c->clusters;
+}
+
 static void compare_cluster(Check *c, BlockRun *run, uint64_t cluster)
 {
     uint64_t stored = 0, counted = 0;
@@ -111,7 +121,7 @@ static void compare_cluster(Check *c, BlockRun *run, uint64_t cluster)
 
     if (run->table)
         stored = qcow2_refcount_get(run->table, c->q->refcount_order, (uint32_t)(cluster - run->first));
-    if (stored | counted)
+    if ((stored | counted) && cluster < c->clusters)
         c->result->image_end_offset = (cluster + 1) << c->q->cluster_bits;
     if (stored != counted)
         stored = judge(c, run, cluster, stored, counted);
@@ -163,7 +173,7 @@ static int compare_block(Check *c, uint64_t index, uint8_t *buffer)
 {
     const Qcow2 *q = c->q;
     uint64_t block = block_of(q, index), first = index << q->block_rc_bits;
-    uint64_t end = MIN((index + 1) << q->block_rc_bits, c->clusters), steps = 0;
+    uint64_t end = MIN((index + 1) << q->block_rc_bits, compared_clusters(c)), steps = 0;
     BlockRun run = {.table = block ? buffer : NULL, .first = first, .dirty_start = UINT32_MAX};
 
     if (block && (in_cluster(q, block) || child_pread(q->file, block, buffer, q->cluster_size) < 0)) {
@@ -202,7 +212,7 @@ static int compare_blocks(Check *c, const uint64_t *pages, uint8_t *buffer)
         while (by_table < q->rt_entries && !block_of(q, by_table))
             by_table++;
         index = MIN(by_page, by_table < q->rt_entries ? by_table : UINT64_MAX);
-        if (index == UINT64_MAX || index > (c->clusters - 1) >> q->block_rc_bits)
+        if (index == UINT64_MAX || index > (compared_clusters(c) - 1) >> q->block_rc_bits)
             break;
         r = compare_block(c, index++, buffer);
         if (r == 0)
