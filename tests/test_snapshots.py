@@ -101,7 +101,7 @@ class Session:
     def disconnect(self):
         self.model.content = self.work.shadow
         self.handle.shutdown()
-        self.served.cmd('block-export-del', id='e')
+        self.served.cmd('block-export-del', id='e', mode='hard')
         self.served.qmp.wait_event('BLOCK_EXPORT_DELETED')
 
     def stop(self):
