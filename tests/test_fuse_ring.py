@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FUSE over io_uring where the kernel has it switched on, and /dev/fuse where something is missing."""
 
+import fcntl
 import os
 import pathlib
 
@@ -15,23 +16,26 @@ SWITCH = pathlib.Path('/sys/module/fuse/parameters/enable_uring')
 
 @pytest.fixture
 def mountpoint(tmp):
-    """The kernel offers it to connections that begin meanwhile; those of other tests may have it, too."""
+    """The kernel offers it to connections that begin meanwhile; those of other tests may have it, too. Only one test at a
+    time switches it."""
     need_fuse()
     need_io_uring()
     if not SWITCH.exists():
         pytest.skip('this kernel has no FUSE over io_uring')
-    before = SWITCH.read_text()
-    try:
-        SWITCH.write_text('Y')
-    except OSError as error:
-        pytest.skip(f'FUSE over io_uring cannot be switched on here: {error.strerror}')
     path = tmp / 'mountpoint'
     path.touch()
-    try:
-        with cleaned(path):
-            yield path
-    finally:
-        SWITCH.write_text(before)
+    with open(SWITCH) as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = SWITCH.read_text()
+        try:
+            SWITCH.write_text('Y')
+        except OSError as error:
+            pytest.skip(f'FUSE over io_uring cannot be switched on here: {error.strerror}')
+        try:
+            with cleaned(path):
+                yield path
+        finally:
+            SWITCH.write_text(before)
 
 
 def serve(daemon, tmp, mountpoint, *extra, form='raw', **options):
