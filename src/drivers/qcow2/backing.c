@@ -25,9 +25,9 @@ static int add_format(Qcow2 *q, HeaderArea *area, const char *format)
     if (!header_area_has_end(area) || area->end + used + HEADER_EXTENSION_HEAD > area->limit)
         return 0;
     /* Behind the old end first; then the old end becomes the new extension's type. */
-    r = header_write_durably(q, area->end + HEADER_EXTENSION_HEAD, bytes + HEADER_EXTENSION_HEAD, used);
+    r = child_write_durably(q->file, area->end + HEADER_EXTENSION_HEAD, bytes + HEADER_EXTENSION_HEAD, used);
     if (r == 0)
-        r = header_write_durably(q, area->end, bytes, HEADER_EXTENSION_HEAD);
+        r = child_write_durably(q->file, area->end, bytes, HEADER_EXTENSION_HEAD);
     if (r < 0)
         return r;
     memcpy(area->bytes + area->end, bytes, used + HEADER_EXTENSION_HEAD);
@@ -57,7 +57,7 @@ static int put_format(Qcow2 *q, NameChange *change, const char *format)
     memset(at + HEADER_EXTENSION_HEAD, 0, room);
     memcpy(at + HEADER_EXTENSION_HEAD, format, length);
     if (end > HEADER_SECTOR)
-        return header_write_durably(q, area->found, at, end - area->found);
+        return child_write_durably(q->file, area->found, at, end - area->found);
     change->span = MAX(change->span, end);
     return 0;
 }
@@ -78,7 +78,7 @@ static int put_name(Qcow2 *q, NameChange *change, const char *name, size_t bytes
     memcpy(area->bytes + at, name, bytes);
     *ret_at = at;
     if (!in_sector)
-        return header_write_durably(q, at, name, bytes);
+        return child_write_durably(q->file, at, name, bytes);
     change->span = MAX(change->span, at + bytes);
     return 0;
 }
@@ -114,7 +114,7 @@ static int change_name(Qcow2 *q, NameChange *change, const char *name, const cha
     put_be64(area->bytes + QCOW2_AT_BACKING_OFFSET, at);
     put_be32(area->bytes + QCOW2_AT_BACKING_OFFSET + 8, (uint32_t)bytes);
     change->span = MAX(change->span, (size_t)QCOW2_AT_BACKING_OFFSET + 12);
-    r = header_write_durably(q, QCOW2_AT_BACKING_OFFSET, area->bytes + QCOW2_AT_BACKING_OFFSET,
+    r = child_write_durably(q->file, QCOW2_AT_BACKING_OFFSET, area->bytes + QCOW2_AT_BACKING_OFFSET,
         change->span - QCOW2_AT_BACKING_OFFSET);
     if (r < 0)
         return r;

@@ -62,20 +62,13 @@ bool header_area_has_end(const HeaderArea *area)
     return is_aligned(area->end, 8) && area->end + HEADER_EXTENSION_HEAD <= area->limit;
 }
 
-int header_write_durably(Qcow2 *q, uint64_t at, const void *data, size_t bytes)
-{
-    int r = edge_pwrite(q->file, at, data, bytes, 0);
-
-    return r < 0 ? r : edge_flush(q->file);
-}
-
 static int write_head(Qcow2 *q, size_t at, uint32_t type, uint32_t bytes)
 {
     uint8_t head[HEADER_EXTENSION_HEAD];
 
     put_be32(head, type);
     put_be32(head + 4, bytes);
-    return header_write_durably(q, at, head, sizeof(head));
+    return child_write_durably(q->file, at, head, sizeof(head));
 }
 
 /* Moves the name of the backing file behind where the chain will end. */
@@ -88,10 +81,10 @@ static int move_backing_name(Qcow2 *q, HeaderArea *area, size_t needed_end)
 
     if (to > area->size || bytes > area->size - to)
         return -ENOSPC;
-    r = header_write_durably(q, to, area->bytes + area->limit, bytes);
+    r = child_write_durably(q->file, to, area->bytes + area->limit, bytes);
     put_be64(place, to);
     if (r == 0)
-        r = header_write_durably(q, QCOW2_AT_BACKING_OFFSET, place, sizeof(place));
+        r = child_write_durably(q->file, QCOW2_AT_BACKING_OFFSET, place, sizeof(place));
     if (r == 0)
         q->header.backing_offset = area->limit = to;
     return r;
@@ -111,7 +104,8 @@ static int make_room(Qcow2 *q, HeaderArea *area)
         put_be32(slots + i, QCOW2_EXT_RETIRED);
         put_be32(slots + i + 4, QCOW2_SMALL_EXT_BYTES);
     }
-    r = header_write_durably(q, at, slots, sizeof(slots)); /* not part of the chain before the next step */
+    /* Not part of the chain before the next step. */
+    r = child_write_durably(q->file, at, slots, sizeof(slots));
     if (r == 0)
         r = write_head(q, area->names, QCOW2_EXT_FEATURE_NAMES, left);
     area->retired = at;
@@ -131,7 +125,7 @@ static int append(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *data
     if (r < 0)
         return r;
     memcpy(body, data, QCOW2_SMALL_EXT_BYTES);
-    r = header_write_durably(q, area->end + HEADER_EXTENSION_HEAD, body, sizeof(body));
+    r = child_write_durably(q->file, area->end + HEADER_EXTENSION_HEAD, body, sizeof(body));
     if (r == 0)
         r = write_head(q, area->end, type, QCOW2_SMALL_EXT_BYTES);
     area->end += HEADER_EXTENSION_HEAD + QCOW2_SMALL_EXT_BYTES;
@@ -154,7 +148,7 @@ static int add(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *data)
         r = make_room(q, area);
     if (r < 0 || !area->retired)
         return r;
-    r = header_write_durably(q, area->retired + HEADER_EXTENSION_HEAD, data, QCOW2_SMALL_EXT_BYTES);
+    r = child_write_durably(q->file, area->retired + HEADER_EXTENSION_HEAD, data, QCOW2_SMALL_EXT_BYTES);
     return r < 0 ? r : write_head(q, area->retired, type, QCOW2_SMALL_EXT_BYTES);
 }
 
@@ -165,7 +159,7 @@ static int put_into(Qcow2 *q, HeaderArea *area, uint32_t type, const uint8_t *da
 
     if (area->found && area->found_next - at == QCOW2_SMALL_EXT_BYTES &&
         at / HEADER_SECTOR == (at + QCOW2_SMALL_EXT_BYTES - 1) / HEADER_SECTOR)
-        return header_write_durably(q, at, data, QCOW2_SMALL_EXT_BYTES);
+        return child_write_durably(q->file, at, data, QCOW2_SMALL_EXT_BYTES);
     r = add(q, area, type, data);
     /* Between the two there are two of them: harmless while both are sound, and only the old one is. */
     return r < 0 || !area->found ? r : retire(q, area);
@@ -201,7 +195,7 @@ int header_write_autoclear(Qcow2 *q, uint64_t bits)
     if (bits == q->header.autoclear)
         return 0;
     put_be64(bytes, bits);
-    r = header_write_durably(q, QCOW2_AT_AUTOCLEAR, bytes, sizeof(bytes));
+    r = child_write_durably(q->file, QCOW2_AT_AUTOCLEAR, bytes, sizeof(bytes));
     if (r == 0)
         q->header.autoclear = bits;
     return r;

@@ -25,4 +25,3 @@ int header_area_read(Qcow2 *q, uint32_t type, HeaderArea *area) MUST_CHECK;
 void header_area_done(HeaderArea *area);
 /* Without an end of its own the chain ends where something else begins, and cannot become longer. */
 bool header_area_has_end(const HeaderArea *area);
-int header_write_durably(Qcow2 *q, uint64_t at, const void *data, size_t bytes) MUST_CHECK;

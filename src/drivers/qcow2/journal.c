@@ -196,12 +196,10 @@ static int write_slot(Qcow2 *q, unsigned slot)
 {
     const Journal *j = q->stored->journal;
     uint8_t bytes[8];
-    int r;
 
     put_be64(bytes, j->head.slots[slot]);
-    r = edge_pwrite(
-        q->file, j->offset + QCOW2_JOURNAL_AT_SLOTS + (uint64_t)slot * 8, bytes, sizeof(bytes), 0);
-    return r < 0 ? r : edge_flush(q->file);
+    return child_write_durably(
+        q->file, j->offset + QCOW2_JOURNAL_AT_SLOTS + (uint64_t)slot * 8, bytes, sizeof(bytes));
 }
 
 int journal_cover(Qcow2 *q, uint64_t table_offset)
@@ -241,9 +239,7 @@ static int write_intents(Qcow2 *q)
     int r;
 
     put_regions(&written, page);
-    r = edge_pwrite(q->file, j->offset + QCOW2_JOURNAL_PAGE_BYTES, page, sizeof(page), 0);
-    if (r == 0)
-        r = edge_flush(q->file);
+    r = child_write_durably(q->file, j->offset + QCOW2_JOURNAL_PAGE_BYTES, page, sizeof(page));
     for (uint32_t word = 0; r == 0 && word < JOURNAL_WORDS; word++) {
         for (uint64_t fresh = written.words[word] & ~j->durable.words[word]; fresh; fresh &= fresh - 1)
             j->state[word * 64 + (unsigned)__builtin_ctzll(fresh)] |= REGION_DURABLE;

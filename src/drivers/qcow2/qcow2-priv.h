@@ -338,6 +338,8 @@ struct Qcow2 {
 /* As edge_pread/edge_read, but what lies beyond the end of the file reads as zeroes. */
 int child_pread(Edge *edge, uint64_t offset, void *data, size_t bytes) MUST_CHECK;
 int child_read(Edge *edge, uint64_t offset, IoSlice dst) MUST_CHECK;
+/* Durable when it returns. */
+int child_write_durably(Edge *edge, uint64_t offset, const void *data, size_t bytes) MUST_CHECK;
 /* Writes zeroes from a buffer: for metadata that must not depend on what the child does about zeroing. */
 int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes) MUST_CHECK;
 /* Reports corruption; fatal: marks the image corrupt and refuses further writes. Returns -EIO. */

@@ -34,6 +34,13 @@ int child_read(Edge *edge, uint64_t offset, IoSlice dst)
     return r;
 }
 
+int child_write_durably(Edge *edge, uint64_t offset, const void *data, size_t bytes)
+{
+    int r = edge_pwrite(edge, offset, data, bytes, 0);
+
+    return r < 0 ? r : edge_flush(edge);
+}
+
 int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
 {
     static const uint8_t zeroes[64 * KIB] __attribute__((aligned(4096)));
@@ -72,9 +79,7 @@ static int change_incompatible(Qcow2 *q, uint64_t bits)
         return 0;
     q->incompatible_unsure = true;
     put_be64(bytes, bits);
-    r = edge_pwrite(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes), 0);
-    if (r == 0)
-        r = edge_flush(q->file);
+    r = child_write_durably(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes));
     if (r < 0)
         return r;
     q->header.incompatible = bits;

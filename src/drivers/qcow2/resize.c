@@ -19,12 +19,10 @@ static int write_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
 static int switch_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
 {
     uint8_t place[12];
-    int r;
 
     put_be32(place, (uint32_t)entries);
     put_be64(place + 4, offset);
-    r = edge_pwrite(q->file, QCOW2_AT_L1_ENTRIES, place, sizeof(place), 0);
-    return r < 0 ? r : edge_flush(q->file);
+    return child_write_durably(q->file, QCOW2_AT_L1_ENTRIES, place, sizeof(place));
 }
 
 /* What the larger table needs in memory; had before the header names it, as nothing may fail afterwards. */
@@ -105,11 +103,9 @@ static int grow_l1(Qcow2 *q, uint64_t entries)
 static int write_size(Qcow2 *q, uint64_t size)
 {
     uint8_t bytes[8];
-    int r;
 
     put_be64(bytes, size);
-    r = edge_pwrite(q->file, QCOW2_AT_SIZE, bytes, sizeof(bytes), 0);
-    return r < 0 ? r : edge_flush(q->file);
+    return child_write_durably(q->file, QCOW2_AT_SIZE, bytes, sizeof(bytes));
 }
 
 /* As switch_or_restore(): a header that may say less than the node would lose what is written beyond. */

@@ -295,11 +295,9 @@ int shadow_write_table(Shadow *s, const uint64_t *table, uint64_t entries, uint6
 static int write_header(Qcow2 *q, const Qcow2Header *header)
 {
     uint8_t bytes[QCOW2_HEADER_BYTES];
-    int r;
 
     (void)qcow2_header_encode(header, bytes);
-    r = edge_pwrite(q->file, QCOW2_AT_SIZE, bytes + QCOW2_AT_SIZE, HEADER_END - QCOW2_AT_SIZE, 0);
-    return r < 0 ? r : edge_flush(q->file);
+    return child_write_durably(q->file, QCOW2_AT_SIZE, bytes + QCOW2_AT_SIZE, HEADER_END - QCOW2_AT_SIZE);
 }
 
 /* After a failure the header surely names the old tables, or nothing more is done with the image. */

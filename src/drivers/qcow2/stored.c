@@ -222,9 +222,7 @@ int stored_update_directory(Qcow2 *q)
     int r =
         data ? write_overlap_check(q, ext->directory_offset, ext->directory_bytes, META_BITMAPS) : -ENOMEM;
 
-    if (r == 0)
-        r = edge_pwrite(q->file, ext->directory_offset, data, ext->directory_bytes, 0);
-    return r < 0 ? r : edge_flush(q->file);
+    return r < 0 ? r : child_write_durably(q->file, ext->directory_offset, data, ext->directory_bytes);
 }
 
 static int write_directory(Qcow2 *q, Qcow2BitmapsExt *ext)
