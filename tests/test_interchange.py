@@ -13,7 +13,7 @@ import pytest
 
 from lib import images
 from lib.tools import libnbd, need, output, run
-from lib.workload import Workload
+from lib.workload import Workload, read_all
 
 KIB, MIB = 1 << 10, 1 << 20
 FIRST, LAST = map(int, os.environ.get('GRANARY_TEST_SEEDS', '0-39').split('-'))
@@ -201,9 +201,7 @@ class Granary:
 
     def read(self):
         served, handle = self.serve(read_only=True)
-        content = b''.join(
-            handle.pread(min(MIB, self.drawn.size - at), at) for at in range(0, self.drawn.size, MIB)
-        )
+        content = read_all(handle)
         handle.shutdown()
         served.stop()
         return content

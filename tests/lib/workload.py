@@ -14,6 +14,12 @@ SECTOR = 512
 WIDTH = int(os.environ.get('GRANARY_TEST_WIDTH', '8'))
 
 
+def read_all(handle):
+    """The whole contents of an export."""
+    size, step = handle.get_size(), 1 << 20
+    return b''.join(handle.pread(min(step, size - at), at) for at in range(0, size, step))
+
+
 class Workload:
     """Drives one export, or the part of it from `base` on; `shadow` is the expected contents."""
 
