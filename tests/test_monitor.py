@@ -6,6 +6,7 @@ import socket
 
 import pytest
 
+from lib.daemon import monitor_at
 from lib.qmp import Qmp
 
 pytestmark = pytest.mark.sanitize
@@ -111,10 +112,10 @@ def test_events_reach_every_negotiated_monitor(daemon, tmp):
     assert silent.events == []
 
 
-def test_negotiation_is_reset_with_the_connection(daemon):
-    served = daemon()
-    served.qmp.close()
-    served.qmp = Qmp.connect(served.directory / f'{served.name}-qmp.sock', negotiate=False)
+def test_negotiation_is_reset_with_the_connection(daemon, tmp):
+    served = daemon(*monitor_at(tmp / 'm'))
+    served.reconnect(tmp / 'm')
+    served.reconnect(tmp / 'm', negotiate=False)
     assert (
         served.qmp.error('query-block').desc == "Expecting capabilities negotiation with 'qmp_capabilities'"
     )

@@ -6,15 +6,15 @@ import threading
 
 import pytest
 
+from lib.daemon import monitor_at
 from lib.qmp import Qmp
 
 pytestmark = pytest.mark.sanitize
 
 
 def alive(served):
-    """Over whatever connection works: a new one if the old was closed."""
-    served.qmp.close()
-    served.qmp = Qmp.connect(served.directory / f'{served.name}-qmp.sock')
+    """The monitor takes a new client, whatever the last one has done."""
+    served.reconnect(served.directory / 'm')
     assert served.cmd('query-block-exports') == []
 
 
@@ -47,8 +47,9 @@ def alive(served):
         'long command',
     ],
 )
-def test_hostile_text(data, daemon):
-    served = daemon()
+def test_hostile_text(data, daemon, tmp):
+    served = daemon(*monitor_at(tmp / 'm'))
+    served.reconnect(tmp / 'm')
     served.qmp.sock.settimeout(20)
     sender = threading.Thread(target=lambda: send_quietly(served.qmp.sock, data + b'\n'))
     sender.start()
@@ -69,8 +70,9 @@ def send_quietly(sock, data):
         pass
 
 
-def test_random_garbage(daemon, rng):
-    served = daemon()
+def test_random_garbage(daemon, rng, tmp):
+    served = daemon(*monitor_at(tmp / 'm'))
+    served.reconnect(tmp / 'm')
     words = [
         b'{',
         b'}',

@@ -8,6 +8,7 @@ import time
 import pytest
 
 from lib import nbdwire
+from lib.daemon import monitor_at
 from lib.qmp import DEADLINE, Qmp
 from lib.tools import libnbd, wait_until
 
@@ -60,12 +61,11 @@ def test_the_nbd_socket_is_removed(daemon):
     assert not served.nbd_path.exists()
 
 
-def test_the_monitor_socket_is_removed(daemon):
-    served = daemon()
-    path = served.directory / f'{served.name}-qmp.sock'
-    assert path.exists()
+def test_the_monitor_socket_is_removed(daemon, tmp):
+    served = daemon(*monitor_at(tmp / 'm'))
+    assert (tmp / 'm').exists()
     served.stop()
-    assert not path.exists()
+    assert not (tmp / 'm').exists()
 
 
 @pytest.mark.sanitize

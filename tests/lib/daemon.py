@@ -2,17 +2,27 @@
 """Starts and stops the daemon under test.
 
 The program comes from GRANARY_DAEMON (default: build/compat/qemu-storage-daemon). Readiness is the pid
-file, as the manual says: it is written when everything on the command line has been done. (The monitor's socket alone
-tells nothing: the reference even crashes now and then when a client comes while it is still starting.)
+file, as the manual says: it is written when everything on the command line has been done.
+
+The monitor is on a connected socket that the program inherits: even after its pid file the reference may still be
+attaching a listening socket to the monitor; a client that comes then is greeted twice, and a part of what it has sent
+is lost.
 """
 
 import os
+import socket
+from signal import SIGTERM
 
 from lib.program import DEADLINE, SANITIZER, Program, StartError, cpu_seconds  # noqa: F401
 from lib.qmp import Qmp
 from lib.tools import TOP
 
 BINARY = os.environ.get('GRANARY_DAEMON', str(TOP / 'build' / 'compat' / 'qemu-storage-daemon'))
+
+
+def monitor_at(path):
+    """Arguments for one more monitor, which listens and takes one client after the other."""
+    return ('--chardev', f'socket,id=listening,path={path},server=on,wait=off', '--monitor', 'chardev=listening')
 
 
 class Daemon(Program):
@@ -24,28 +34,42 @@ class Daemon(Program):
         super().__init__(directory, binary, environment)
         self.nbd_path = self.directory / f'{self.name}-nbd.sock'
         self.qmp = None
+        self.is_ours = os.path.realpath(binary) == os.path.realpath(BINARY)
 
     def start(self, *args, nbd=False, pass_fds=(), prefix=()):
         """Starts with a monitor in front of the arguments, waits for its greeting and negotiates."""
-        path = self.directory / f'{self.name}-qmp.sock'
         pidfile = self.directory / f'{self.name}.pid'
-        front = [
-            '--pidfile',
-            pidfile,
-            '--chardev',
-            f'socket,id=testqmp,path={path},server=on,wait=off',
-            '--monitor',
-            'chardev=testqmp',
-        ]
+        front = ['--pidfile', pidfile]
         if nbd:
             front += ['--nbd-server', f'addr.type=unix,addr.path={self.nbd_path}']
-        self.spawn(*front, *args, pass_fds=pass_fds, prefix=prefix)
+        monitor = self.spawn_with_monitor(*front, *args, pass_fds=pass_fds, prefix=prefix)
         self.wait_ready(pidfile)
-        self.qmp = Qmp.connect(path)
+        self.qmp = Qmp.over(monitor)
         return self
+
+    def spawn_with_monitor(self, *args, pass_fds=(), **options):
+        """Starts the program with a monitor in front of the arguments; returns its socket."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            chardev = f'socket,id=testqmp,fd={theirs.fileno()}'
+            self.spawn(
+                '--chardev',
+                chardev,
+                '--monitor',
+                'chardev=testqmp',
+                *args,
+                pass_fds=(*pass_fds, theirs.fileno()),
+                **options,
+            )
+        return ours
 
     def wait_ready(self, pidfile):
         self.wait_for(lambda: pidfile.is_file() and pidfile.read_bytes().endswith(b'\n'), 'the pid file')
+
+    def reconnect(self, path, **options):
+        """From now on through the monitor that listens there."""
+        self.disconnect()
+        self.qmp = Qmp.connect(path, **options)
 
     def cmd(self, execute, **arguments):
         return self.qmp.cmd(execute, **arguments)
@@ -80,6 +104,13 @@ class Daemon(Program):
         events = self.qmp.drain()
         self.wait()
         return events
+
+    def stop(self, number=SIGTERM, exit_code=0):
+        """Orderly end; of the reference by a command, because it sometimes goes to sleep over a signal."""
+        if self.is_ours or not self.qmp:
+            super().stop(number, exit_code)
+        else:
+            self.quit()
 
     def kill(self):
         super().kill()

@@ -219,17 +219,10 @@ class Run:
     def start(self, args, nbd=False):
         """Starts with a monitor in front; True when it has read all options, False when the program ended."""
         directory = self.daemon.directory
-        front = [
-            '--pidfile',
-            'pid',
-            '--chardev',
-            'socket,id=testqmp,path=qmp.sock,server=on,wait=off',
-            '--monitor',
-            'chardev=testqmp',
-        ]
+        front = ['--pidfile', 'pid']
         if nbd:
             front += ['--nbd-server', 'addr.type=unix,addr.path=nbd.sock']
-        self.daemon.spawn(*front, *args)
+        monitor = self.daemon.spawn_with_monitor(*front, *args)
         pidfile = [
             value
             for option, value in zip(['--pidfile'] + args, ['pid'] + args[1:] + [''])
@@ -239,7 +232,7 @@ class Run:
             self.daemon.wait_ready(directory / pidfile)
         except daemon_module.StartError:
             return False
-        self.qmp = Qmp.connect(directory / 'qmp.sock', negotiate=False)
+        self.qmp = Qmp.over(monitor, negotiate=False)
         return True
 
     def end(self):

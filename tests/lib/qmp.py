@@ -52,10 +52,10 @@ class Qmp:
                 time.sleep(0.005)
 
     @classmethod
-    def over(cls, sock, deadline=DEADLINE):
+    def over(cls, sock, deadline=DEADLINE, negotiate=True):
         """A session over a socket whose other end a program has inherited."""
         sock.settimeout(deadline)
-        return cls(sock)
+        return cls(sock, negotiate)
 
     def close(self):
         self.sock.close()
