@@ -170,8 +170,6 @@ def is_wanted(kind, case, ours, theirs):
         return ours[0] == initial_size(kind) - (SIZE - 4096) and theirs[0] == 'EIO'
     if case == 'punch-odd':  # what cannot be unmapped at its ends is zeroed
         return (ours[0], theirs[0]) == (None, 'ENOTSUP')
-    if kind == 'qcow2-growable' and case in ('fallocate-at-end', 'fallocate-behind-end'):
-        return ours[0] == 'ENOTSUP'  # space cannot be reserved in a format
     return False
 
 

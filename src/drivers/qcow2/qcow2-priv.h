@@ -340,7 +340,9 @@ int child_pread(Edge *edge, uint64_t offset, void *data, size_t bytes) MUST_CHEC
 int child_read(Edge *edge, uint64_t offset, IoSlice dst) MUST_CHECK;
 /* Durable when it returns. */
 int child_write_durably(Edge *edge, uint64_t offset, const void *data, size_t bytes) MUST_CHECK;
-/* Writes zeroes from a buffer: for metadata that must not depend on what the child does about zeroing. */
+/* Writes zeroes from a buffer: for what must not depend on what the child does about zeroing. */
+int child_fill_zeroes(Edge *edge, uint64_t offset, uint64_t bytes) MUST_CHECK;
+/* The same, but many of them are left to the child. */
 int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes) MUST_CHECK;
 /* Reports corruption; fatal: marks the image corrupt and refuses further writes. Returns -EIO. */
 int image_corrupt(Qcow2 *q, bool fatal, int64_t offset, int64_t size, const char *fmt, ...) PRINTF(5, 6);
@@ -588,11 +590,16 @@ int read_is_zero(Qcow2 *q, uint64_t offset, uint64_t bytes) MUST_CHECK;
 int write_range(Qcow2 *q, uint64_t offset, IoSlice src, unsigned flags, Kept *ret_kept) MUST_CHECK;
 /* Fails when guest data would overwrite metadata. */
 int write_overlap_check(Qcow2 *q, uint64_t host, uint64_t bytes, unsigned ignore_kinds) MUST_CHECK;
-/* Writes zeroes as data, where the range does not read as zeroes already. */
+/* Writes zeroes as data. */
+int zero_data(Qcow2 *q, uint64_t offset, uint64_t bytes) MUST_CHECK;
+/* The same, where the range does not read as zeroes already. */
 int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags) MUST_CHECK;
 /* Makes whole clusters read as zeroes (or, with full, as the backing file). */
 int zero_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool unmap) MUST_CHECK;
-int discard_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool full, bool guest) MUST_CHECK;
+/* full: as if they had never been written; pass: the space goes back to the file. */
+int discard_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool full, bool pass) MUST_CHECK;
+/* prealloc.c: gives the clusters behind the end of the disk their places, up to size; durable, or undone. */
+int preallocate(Qcow2 *q, uint64_t size, Preallocation mode, Error *err) MUST_CHECK;
 int write_compressed(Qcow2 *q, uint64_t offset, IoSlice src) MUST_CHECK;
 
 /* ---- inflate.c ---- */

@@ -41,13 +41,11 @@ int child_write_durably(Edge *edge, uint64_t offset, const void *data, size_t by
     return r < 0 ? r : edge_flush(edge);
 }
 
-int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
+int child_fill_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
 {
     static const uint8_t zeroes[64 * KIB] __attribute__((aligned(4096)));
     struct iovec iov[16];
 
-    if (bytes > sizeof(zeroes) && !out_of_range(offset, bytes, node_size(edge_node(edge))))
-        return edge_write_zeroes(edge, offset, bytes, 0);
     for (unsigned i = 0; i < ARRAY_SIZE(iov); i++)
         iov[i] = (struct iovec){.iov_base = (void *)zeroes, .iov_len = sizeof(zeroes)};
     while (bytes) {
@@ -60,6 +58,13 @@ int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
         bytes -= piece;
     }
     return 0;
+}
+
+int child_write_zeroes(Edge *edge, uint64_t offset, uint64_t bytes)
+{
+    if (bytes > 64 * KIB && !out_of_range(offset, bytes, node_size(edge_node(edge))))
+        return edge_write_zeroes(edge, offset, bytes, 0);
+    return child_fill_zeroes(edge, offset, bytes);
 }
 
 /* ---- Corruption ---- */
@@ -194,6 +199,17 @@ static int image_probe(const uint8_t *header, size_t bytes, const char *filename
     return bytes >= 8 && get_be32(header) == QCOW2_MAGIC && get_be32(header + 4) >= 2 ? 100 : 0;
 }
 
+/* Growing zeroes what an external data file holds behind the end of the disk. */
+static void image_child_permissions(
+    Node *node, Edge *child, unsigned perm, unsigned shared, unsigned *ret_perm, unsigned *ret_shared)
+{
+    const Qcow2 *q = node->state;
+
+    node_default_permissions(node, child, perm, shared, ret_perm, ret_shared);
+    if (q->data_file && child == q->data && (perm & PERM_RESIZE))
+        *ret_perm |= PERM_WRITE;
+}
+
 const Driver driver_qcow2 = {
     .name = "qcow2",
     .state_size = sizeof(Qcow2),
@@ -207,6 +223,7 @@ const Driver driver_qcow2 = {
     .flush = image_flush,
     .status = image_status,
     .resize = image_resize,
+    .child_permissions = image_child_permissions,
     .snapshots = &qcow2_snapshots,
     .info = image_info,
     .check = check_run_node,

@@ -122,8 +122,7 @@ static int switch_size(Qcow2 *q, uint64_t size)
 
 /*
  * What lies behind the old end must not show through where the disk grows: a longer backing file, the rest of
- * the last cluster from a time when the disk was larger, and in an external data file anything. Durable
- * before the header names the new size.
+ * the last cluster from a time when the disk was larger.
  */
 static int zero_new_area(Qcow2 *q, uint64_t size)
 {
@@ -139,7 +138,15 @@ static int zero_new_area(Qcow2 *q, uint64_t size)
         r = q->has_zero ? image_write_zeroes(q->node, tail, end - tail, 0)
                         : zero_by_writing(q, tail, end - tail, 0);
     q->node->size = old;
-    return r < 0 ? r : sync_flush(q);
+    return r;
+}
+
+/* Clusters are mapped there by a growth that failed or was cut short, by the state of a virtual machine that
+ * came with a snapshot, or by who made the image. */
+static int drop_behind_end(Qcow2 *q, uint64_t size)
+{
+    return discard_clusters(
+        q, align_up(q->node->size, q->cluster_size), align_up(size, q->cluster_size), true, true);
 }
 
 static int grow(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
@@ -147,8 +154,8 @@ static int grow(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
     uint64_t entries = qcow2_l1_entries_for(&q->header, size);
     int r;
 
-    if (prealloc != PREALLOCATION_OFF)
-        return err_set(err, -ENOTSUP, "Unsupported preallocation mode for resizing a qcow2 image");
+    if (q->data_raw && prealloc == PREALLOCATION_OFF) /* every cluster has its place there */
+        prealloc = PREALLOCATION_METADATA;
     if (entries * 8 > QCOW2_MAX_L1_BYTES)
         return err_set(err, -EFBIG, "Failed to grow the L1 table: %s", "File too large");
     if (entries > q->l1_entries) {
@@ -156,13 +163,12 @@ static int grow(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
         if (r < 0)
             return err_set_errno(err, r, "Failed to grow the L1 table");
     }
-    if (q->data_raw) {
-        r = edge_resize(q->data, size, false, prealloc, 0, err);
-        if (r < 0)
-            return r;
-    }
-    r = zero_new_area(q, size);
-    return r < 0 ? err_set_errno(err, r, "Failed to zero out the new area") : 0;
+    r = drop_behind_end(q, size);
+    if (r == 0 && prealloc == PREALLOCATION_OFF)
+        r = zero_new_area(q, size);
+    if (r < 0)
+        return err_set_errno(err, r, "Failed to zero out the new area");
+    return preallocate(q, size, prealloc, err);
 }
 
 static int shrink(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
@@ -172,7 +178,7 @@ static int shrink(Qcow2 *q, uint64_t size, Preallocation prealloc, Error *err)
 
     if (prealloc != PREALLOCATION_OFF)
         return err_set(err, -EINVAL, "Preallocation can't be used for shrinking an image");
-    r = discard_clusters(q, start, end, true, false);
+    r = discard_clusters(q, start, end, true, true);
     if (r == 0)
         r = sync_flush(q);
     return r < 0 ? err_set_errno(err, r, "Failed to discard cropped clusters") : 0;

@@ -215,9 +215,12 @@ static void op_resize(Sim *sim)
 {
     AUTO_FREE uint64_t *hidden = hidden_values(sim);
     uint64_t size = 1 + test_random(sim->model.capacity);
+    Preallocation prealloc = PREALLOCATION_OFF;
     AUTO_ERROR Error err = ERROR_INIT;
     int r;
 
+    if (size > sim->model.size && test_random(2))
+        prealloc = (Preallocation)ANY_OF(PREALLOCATION_METADATA, PREALLOCATION_FALLOC, PREALLOCATION_FULL);
     if (snapshots_any(sim) && (sim->shape.v2 || size < sim->model.size))
         return;
     /* That the size may be another one is over. */
@@ -225,8 +228,8 @@ static void op_resize(Sim *sim)
         return;
     if (!model_begin_resize(&sim->model, size, hidden))
         return;
-    say("resize to %" PRIu64 " sectors", size);
-    r = driver_qcow2.resize(sim->node, size * SECTOR, false, PREALLOCATION_OFF, 0, &err);
+    say("resize to %" PRIu64 " sectors, preallocation %d", size, prealloc);
+    r = driver_qcow2.resize(sim->node, size * SECTOR, false, prealloc, 0, &err);
     say("  resize: %d", r);
     if (!sim->crashed)
         model_end_resize(&sim->model, sim->node->size == size * SECTOR);

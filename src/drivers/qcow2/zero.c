@@ -120,9 +120,8 @@ int zero_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool unmap)
     return r;
 }
 
-int discard_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool full, bool guest)
+int discard_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool full, bool pass)
 {
-    bool pass = guest ? q->pass_discard_request : q->pass_discard_other;
     int r = 0;
 
     while (r == 0 && offset < end) {
@@ -159,16 +158,12 @@ static int zero_subclusters(Qcow2 *q, uint64_t offset, uint64_t end)
     return 0;
 }
 
-int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
+int zero_data(Qcow2 *q, uint64_t offset, uint64_t bytes)
 {
     static const uint8_t zeroes[4096];
     Kept kept;
-    int r = read_is_zero(q, offset, bytes);
+    int r;
 
-    if (r != 0)
-        return MIN(r, 0);
-    if (flags & REQ_NO_FALLBACK)
-        return -ENOTSUP;
     for (uint64_t done = 0; done < bytes;) {
         struct iovec iov[64];
         /* Ends between sectors, which others may write meanwhile as a whole. */
@@ -183,6 +178,15 @@ int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
         done += piece;
     }
     return 0;
+}
+
+int zero_by_writing(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
+{
+    int r = read_is_zero(q, offset, bytes);
+
+    if (r != 0)
+        return MIN(r, 0);
+    return flags & REQ_NO_FALLBACK ? -ENOTSUP : zero_data(q, offset, bytes);
 }
 
 /* Whole subclusters, within one cluster if they are not whole clusters. */
@@ -277,7 +281,7 @@ int image_discard(Node *node, uint64_t offset, uint64_t bytes)
     if (q->data_raw)
         r = edge_write_zeroes(q->data, first, MIN(end, node->size) - first, REQ_MAY_UNMAP);
     else
-        r = discard_clusters(q, first, end, false, true);
+        r = discard_clusters(q, first, end, false, q->pass_discard_request);
     request_end(q, epoch);
     drain_pending(q);
     return r;
