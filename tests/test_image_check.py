@@ -12,7 +12,7 @@ import pytest
 from lib import images
 from lib.qcow2damage import OTHERS, REPAIRABLE, Damage
 from lib.qmp import QmpError
-from lib.tools import libnbd, need, run
+from lib.tools import libnbd, need, output, run
 
 KINDS = {
     'plain': 'cluster_size=65536',
@@ -148,6 +148,34 @@ def test_repair(kind, originals, daemon, tmp):
         assert not mine['check-errors'] and 'corruptions' not in mine and 'leaks' not in mine, where
         assert reference(path)[0] == 0, where
         assert contents(path) == before, where
+
+
+@pytest.mark.parametrize('kind', ['snapshots', 'snapshots-wide'])
+def test_incomplete_snapshots(kind, originals, daemon, tmp, rng):
+    """Entries without what version 3 demands are written again, and nothing else about the snapshots changes."""
+    path = tmp / 'image.qcow2'
+    shutil.copy(originals(kind), path)
+    wanted = snapshots(path)
+    one = Damage(path, rng)
+    assert one.snapshot_incomplete() and one.leak()
+    one.save()
+    assert reference(path)[1]['corruptions'] == 2
+    served = daemon()
+    assert ours(served, path, fix='leaks')['corruptions'] == 2
+    mine = ours(served, path, fix='all')
+    assert 'corruptions' not in mine and mine['corruptions-fixed'] == 2
+    assert reference(path)[0] == 0
+    assert snapshots(path) == wanted
+
+
+def snapshots(path):
+    """What is known of each one, and its contents."""
+    found = []
+    for about in json.loads(output('qemu-img', 'info', '--output=json', path))['snapshots']:
+        run('qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', '-l', about['name'], path, f'{path}.raw')
+        about.pop('icount', None)  # was dropped with the rest
+        found.append((about, (path.parent / f'{path.name}.raw').read_bytes()))
+    return found
 
 
 @pytest.mark.parametrize('kind', KINDS)

@@ -10,6 +10,7 @@
 
 #define QCOW2_SNAPSHOT_BYTES 40u /* the fixed part; extra data, id and name follow */
 #define QCOW2_SNAPSHOT_EXTRA_BYTES 24u
+#define QCOW2_SNAPSHOT_V3_EXTRA_BYTES 16u /* that an entry of version 3 must have: up to the disk's size */
 #define QCOW2_NO_ICOUNT UINT64_MAX
 
 typedef struct Qcow2Snapshot {

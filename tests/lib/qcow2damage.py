@@ -177,6 +177,22 @@ class Damage:
         self.put('>I', 56, 1)
         return True
 
+    def snapshot_incomplete(self):
+        """Entries without the size of the disk, as old programs made them."""
+        if not self.snapshots or self.get('>I', 4) < 3:
+            return False
+        entries = []
+        for at in self.snapshots:
+            fixed, texts = self.data[at : at + 40], at + 40 + self.get('>I', at + 36)
+            length = self.get('>H', at + 12) + self.get('>H', at + 14)
+            kept = self.rng.choice((0, 8))
+            struct.pack_into('>I', fixed, 36, kept)
+            entries.append(fixed + self.data[at + 40 : at + 40 + kept] + self.data[texts : texts + length])
+        table = b''.join(entry + bytes(-len(entry) % 8) for entry in entries)
+        self.data[self.snapshots[0] : self.snapshots[0] + len(table)] = table
+        self.snapshots = list(self.find_snapshots())
+        return True
+
     def snapshot_l1(self):
         if not self.snapshots:
             return False
@@ -200,7 +216,7 @@ class Damage:
 # What can be put right without losing anything that can be read, and what cannot.
 REPAIRABLE = (
     'refcount_zero refcount_larger refcount_smaller leak l2_copied l1_copied l2_dropped l1_dropped block_dropped '
-    'block_reserved block_beyond block_twice block_is_data table_dropped'
+    'block_reserved block_beyond block_twice block_is_data table_dropped snapshot_incomplete'
 ).split()
 OTHERS = (
     'l2_twice l2_into_metadata l2_beyond l2_unaligned l2_reserved l1_reserved compressed_copied subclusters_both '

@@ -24,6 +24,7 @@
 #pragma once
 
 #include "drivers/qcow2/qcow2-priv.h"
+#include "proto/qcow2-snapshot.h"
 
 /* ---- check-tally.c: how often each of very many numbers has come up ---- */
 
@@ -72,11 +73,12 @@ typedef struct Check {
     Counts counts;     /* references; after the comparison: what the image counts, as check_stored() */
     uint64_t clusters; /* of the file; a reference behind the last one is not counted */
     uint64_t file_bytes;
-    uint64_t beyond;   /* end of the furthest reference behind the end of the file */
-    bool hidden;       /* there may be references that were not seen, so nothing is surely a leak */
-    bool rebuild;      /* the refcount structure has to be replaced */
-    Tally tables;      /* L2 tables of the walk that is going on, by offset / 512 */
-    unsigned messages; /* that were logged */
+    uint64_t beyond;     /* end of the furthest reference behind the end of the file */
+    bool hidden;         /* there may be references that were not seen, so nothing is surely a leak */
+    bool rebuild;        /* the refcount structure has to be replaced */
+    uint64_t incomplete; /* snapshots whose entries lack what version 3 demands */
+    Tally tables;        /* L2 tables of the walk that is going on, by offset / 512 */
+    unsigned messages;   /* that were logged */
 } Check;
 
 /* A line about a problem in the daemon's log; the first ones only. */

@@ -275,8 +275,6 @@ int check_collect(Check *c, uint64_t offset, uint32_t entries, uint64_t weight)
 
 /* ---- Snapshots ---- */
 
-#define SNAPSHOT_V3_EXTRA_BYTES 16
-
 /* One entry of the snapshot table; *at moves behind it. */
 static int walk_snapshot(Check *c, uint32_t number, uint64_t *at, uint64_t *l1_bytes)
 {
@@ -292,9 +290,10 @@ static int walk_snapshot(Check *c, uint32_t number, uint64_t *at, uint64_t *l1_b
             "The snapshot table is damaged: entry %" PRIu32
             " is too large, so that nothing is known about it and those that follow",
             number);
-    if (q->header.version >= 3 && place.extra_bytes < SNAPSHOT_V3_EXTRA_BYTES) {
+    if (q->header.version >= 3 && place.extra_bytes < QCOW2_SNAPSHOT_V3_EXTRA_BYTES) {
         check_say(c, "entry %" PRIu32 " of the snapshot table is incomplete", number);
         c->result->corruptions++;
+        c->incomplete++;
     }
     if (in_cluster(q, place.l1_offset) || place.l1_entries > QCOW2_MAX_L1_BYTES / 8) {
         check_say(c,

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "base/mem.h"
 #include "drivers/qcow2/check-priv.h"
+#include "drivers/qcow2/snapshot.h"
 
 /* Problems that are described; the counts say how many there were. */
 #define MAX_MESSAGES 64
@@ -67,9 +68,13 @@ static int explain(Check *c, int r)
     return r;
 }
 
-/* *ret_rebuild: the refcount structure has to be replaced, which a pass does not do; the refcounts were left
- * alone then. */
-static int run_pass(Qcow2 *q, unsigned fix, CheckResult *result, bool *ret_rebuild, Error *err)
+/* What a pass has found and cannot put right. */
+typedef struct Remaining {
+    bool rebuild;        /* the refcount structure has to be replaced; the refcounts were left alone then */
+    uint64_t incomplete; /* snapshots; among the corruptions */
+} Remaining;
+
+static int run_pass(Qcow2 *q, unsigned fix, CheckResult *result, Remaining *ret_remaining, Error *err)
 {
     Check c;
     int r;
@@ -84,7 +89,7 @@ static int run_pass(Qcow2 *q, unsigned fix, CheckResult *result, bool *ret_rebui
         r = check_refcounts(&c);
     if (r == 0)
         r = check_copied(&c);
-    *ret_rebuild = c.rebuild;
+    *ret_remaining = (Remaining){.rebuild = c.rebuild, .incomplete = c.incomplete};
     check_done(&c);
     return explain(&c, r);
 }
@@ -141,45 +146,67 @@ static int mark_sound(Qcow2 *q, Error *err)
     return r < 0 ? err_set_errno(err, r, "Could not update qcow2 header") : 0;
 }
 
-static int repair(Qcow2 *q, unsigned fix, CheckResult *result, Error *err)
+static int repair_refcounts(Qcow2 *q, unsigned fix, CheckResult *result, Remaining *ret_remaining, Error *err)
 {
     CheckResult first;
-    bool rebuild;
-    int r = run_pass(q, fix, &first, &rebuild, err);
+    int r = run_pass(q, fix, &first, ret_remaining, err);
 
-    if (r == 0 && rebuild && (fix & CHECK_FIX_ERRORS)) {
+    if (r == 0 && ret_remaining->rebuild && (fix & CHECK_FIX_ERRORS)) {
         uint64_t leaks = first.leaks, corruptions = first.corruptions;
 
         r = run_rebuild(q, err);
         if (r == 0)
             r = reload(q, err);
         if (r == 0)
-            r = run_pass(q, fix, &first, &rebuild, err);
+            r = run_pass(q, fix, &first, ret_remaining, err);
         first.leaks_fixed += leaks - MIN(leaks, first.leaks);
         first.corruptions_fixed += corruptions - MIN(corruptions, first.corruptions);
     }
     if (r < 0)
         return r;
     if (first.leaks_fixed | first.corruptions_fixed) {
-        r = run_pass(q, 0, result, &rebuild, err);
+        r = run_pass(q, 0, result, ret_remaining, err);
         result->leaks_fixed = first.leaks_fixed;
         result->corruptions_fixed = first.corruptions_fixed;
-        if (r == 0)
-            r = reload(q, err);
-    } else {
-        *result = first;
+        return r < 0 ? r : reload(q, err);
     }
+    *result = first;
+    return 0;
+}
+
+/* A new table takes clusters that are free, so the rest of the image has to be sound. */
+static int repair_snapshots(Qcow2 *q, uint64_t incomplete, CheckResult *result, Error *err)
+{
+    CheckResult before = *result;
+    Remaining ignored;
+    int r = snapshot_complete_entries(q, err);
+
+    if (r == 0)
+        r = run_pass(q, 0, result, &ignored, err);
+    result->leaks_fixed = before.leaks_fixed;
+    result->corruptions_fixed = before.corruptions_fixed + incomplete;
+    return r;
+}
+
+static int repair(Qcow2 *q, unsigned fix, CheckResult *result, Error *err)
+{
+    Remaining remaining;
+    int r = repair_refcounts(q, fix, result, &remaining, err);
+
+    if (r == 0 && (fix & CHECK_FIX_ERRORS) && remaining.incomplete && !result->check_errors &&
+        result->corruptions == remaining.incomplete)
+        r = repair_snapshots(q, remaining.incomplete, result, err);
     return r == 0 && !result->check_errors && !result->corruptions ? mark_sound(q, err) : r;
 }
 
 int check_run(Qcow2 *q, unsigned fix, CheckResult *ret_result, Error *err)
 {
-    bool rebuild;
+    Remaining ignored;
     int r = image_load_reftable(q);
 
     if (r < 0)
         return err_set_errno(err, r, "Could not read the refcount table");
-    return fix ? repair(q, fix, ret_result, err) : run_pass(q, 0, ret_result, &rebuild, err);
+    return fix ? repair(q, fix, ret_result, err) : run_pass(q, 0, ret_result, &ignored, err);
 }
 
 /* ---- The driver's operation ---- */

@@ -142,6 +142,16 @@ static uint64_t table_bytes(const SnapshotTable *table)
     return bytes;
 }
 
+static void put_entry(SnapshotEntry *entry, const Qcow2Snapshot *s)
+{
+    size_t bytes = qcow2_snapshot_encode(s, NULL);
+    uint8_t *raw = mem_zalloc(bytes);
+
+    (void)qcow2_snapshot_encode(s, raw); /* its texts may be in the old bytes */
+    free(entry->raw);
+    *entry = (SnapshotEntry){.raw = raw, .bytes = bytes, .s = qcow2_snapshot_decode(raw)};
+}
+
 /* Writes the table to a new place, which the shadow's header names then. */
 static int table_to_shadow(Shadow *s, const SnapshotTable *table)
 {
@@ -170,6 +180,33 @@ static int table_to_shadow(Shadow *s, const SnapshotTable *table)
         at += table->items[i].bytes;
     }
     return edge_pwrite(q->file, s->header.snapshots_offset, raw, space, 0);
+}
+
+int snapshot_complete_entries(Qcow2 *q, Error *err)
+{
+    SnapshotTable table;
+    Shadow s = {0};
+    int r = snapshot_table_read(q, &table, err);
+
+    if (r == 0)
+        r = shadow_begin(q, &s);
+    for (size_t i = 0; r == 0 && i < table.count; i++) {
+        Qcow2Snapshot snapshot = table.items[i].s;
+
+        if (snapshot.has_disk_bytes)
+            continue;
+        snapshot.has_disk_bytes = true;
+        snapshot.disk_bytes = q->header.size;
+        put_entry(&table.items[i], &snapshot);
+    }
+    if (r == 0)
+        r = table_to_shadow(&s, &table);
+    if (r == 0)
+        r = shadow_commit(&s);
+    if (s.q)
+        shadow_end(&s);
+    snapshot_table_done(&table);
+    return r < 0 && !err_is_set(err) ? err_set_errno(err, r, "Could not complete the snapshot table") : r;
 }
 
 /* ---- Changes ---- */
@@ -246,9 +283,7 @@ static int add_entry(Change *c, const SnapshotInfo *info)
     new_id(&c->table, id, sizeof(id));
     s.id = id;
     s.id_bytes = (uint16_t)strlen(id);
-    entry->bytes = qcow2_snapshot_encode(&s, NULL);
-    entry->raw = mem_zalloc(entry->bytes);
-    (void)qcow2_snapshot_encode(&s, entry->raw);
+    put_entry(entry, &s);
     c->table.count++;
     return 0;
 }

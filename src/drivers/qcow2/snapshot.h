@@ -18,4 +18,7 @@ typedef struct SnapshotTable {
 } SnapshotTable;
 
 int snapshot_table_read(Qcow2 *q, SnapshotTable *table, Error *err) MUST_CHECK;
+/* Entries that lack what version 3 demands get it: old programs did not note the size of the disk, which is
+ * taken to be the size that it has now. change_lock is held, and the refcounts are right. */
+int snapshot_complete_entries(Qcow2 *q, Error *err) MUST_CHECK;
 void snapshot_table_done(SnapshotTable *table);
