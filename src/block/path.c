@@ -34,6 +34,38 @@ static bool describes_use(const char *member)
 
 static bool backing_is_overridden(const Node *node);
 
+static JsonValue *image_options(const Node *node);
+
+/* What the image says itself is left out of how it is encrypted; spelled as users of these names know it. */
+static void show_encryption(JsonValue *shown, const JsonValue *options)
+{
+    const JsonValue *secret = json_get(options, "key-secret");
+
+    if (secret)
+        json_object_put(shown, "encrypt.key-secret", json_clone(secret));
+}
+
+static void show_member(const Node *node, const JsonMember *member, JsonValue *shown)
+{
+    const Edge *child = node_find_child(node, member->key);
+
+    if (describes_use(member->key))
+        return;
+    if (str_eq(member->key, "encrypt"))
+        show_encryption(shown, member->value);
+    else
+        json_object_put(shown, member->key, child ? image_options(child->node) : json_clone(member->value));
+}
+
+/* A child that the image has named, and the options have not. */
+static void show_child(const Node *node, const char *name, JsonValue *shown)
+{
+    const Edge *child = node_find_child(node, name);
+
+    if (child && !json_get(shown, name))
+        json_object_put(shown, name, image_options(child->node));
+}
+
 /* The options that make the same image appear again. */
 static JsonValue *image_options(const Node *node)
 {
@@ -44,17 +76,12 @@ static JsonValue *image_options(const Node *node)
         return shown;
     }
     all = schema_to_json(&schema_type_BlockdevOptions, node->private->options);
-    for (size_t i = 0; i < all->u.object.count; i++) {
-        const JsonMember *member = &all->u.object.members[i];
-        const Edge *child = node_find_child(node, member->key);
-
-        if (!describes_use(member->key))
-            json_object_put(
-                shown, member->key, child ? image_options(child->node) : json_clone(member->value));
-    }
+    for (size_t i = 0; i < all->u.object.count; i++)
+        show_member(node, &all->u.object.members[i], shown);
     json_free(all);
-    if (node->backing && !json_get(shown, "backing") && backing_is_overridden(node))
-        json_object_put(shown, "backing", image_options(node->backing->node));
+    show_child(node, "data-file", shown);
+    if (backing_is_overridden(node))
+        show_child(node, "backing", shown);
     return shown;
 }
 
