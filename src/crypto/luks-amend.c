@@ -33,6 +33,17 @@ static unsigned count_active(const Luks *luks)
 
 /* ---- Adding ---- */
 
+static bool free_slot(const Luks *luks, unsigned *ret_slot)
+{
+    for (unsigned i = 0; i < LUKS_SLOTS; i++) {
+        if (!luks->header.slots[i].active) {
+            *ret_slot = i;
+            return true;
+        }
+    }
+    return false;
+}
+
 static int choose_slot(const Amend *a, unsigned *ret_slot, Error *err)
 {
     const QCryptoBlockAmendOptionsLUKS *o = a->options;
@@ -45,13 +56,23 @@ static int choose_slot(const Amend *a, unsigned *ret_slot, Error *err)
                 err, -EBUSY, "Refusing to overwrite active keyslot %u - please erase it first", *ret_slot);
         return 0;
     }
-    for (unsigned i = 0; i < LUKS_SLOTS; i++) {
-        if (!slots[i].active) {
-            *ret_slot = i;
-            return 0;
-        }
-    }
-    return err_set(err, -ENOSPC, "Can't add a keyslot - all keyslots are in use");
+    return free_slot(a->luks, ret_slot)
+               ? 0
+               : err_set(err, -ENOSPC, "Can't add a keyslot - all keyslots are in use");
+}
+
+/* A slot in use is no key while it is overwritten, and may be the only one: another one has the new key
+ * until that is done. */
+static int set_slot(const Amend *a, unsigned slot, const uint8_t *key, uint64_t iter_time_ms, Error *err)
+{
+    const char *secret = a->options->new_secret;
+    unsigned spare = slot;
+    bool detour = a->luks->header.slots[slot].active && free_slot(a->luks, &spare);
+    int r = detour ? luks_slot_set(a->luks, a->io, spare, key, secret, iter_time_ms, err) : 0;
+
+    if (r == 0)
+        r = luks_slot_set(a->luks, a->io, slot, key, secret, iter_time_ms, err);
+    return r == 0 && detour ? luks_slot_erase(a->luks, a->io, spare, err) : r;
 }
 
 static int add_key(const Amend *a, Error *err)
@@ -75,7 +96,7 @@ static int add_key(const Amend *a, Error *err)
         r = luks_unlock(a->luks, a->io, o->secret ? o->secret : a->key_secret, &key, err);
     if (r < 0)
         return r;
-    r = luks_slot_set(a->luks, a->io, slot, key, o->new_secret, iter_time_ms, err);
+    r = set_slot(a, slot, key, iter_time_ms, err);
     secret_free(key, a->luks->header.key_bytes);
     return r;
 }
