@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encrypted qcow2 images that the reference made: read and written by Granary, and read and checked by the reference."""
+"""Encrypted qcow2 images that the reference made: read and written by Granary, and read and checked by the reference;
+changes of their keys."""
 
 import json
+import subprocess
 
 import pytest
 
@@ -13,6 +15,7 @@ from lib.workload import read_all
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 4 * MIB
 SECRET = ('--object', 'secret,id=s,data=x')
+OTHER = ('--object', 'secret,id=t,data=other')
 OPTIONS = [
     {},
     {'cluster_size': 512},
@@ -115,6 +118,92 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
             break
 
 
+def amend(served, force=False, **options):
+    encrypt = {'format': 'luks', **{name.replace('_', '-'): value for name, value in options.items()}}
+    given = {'driver': 'qcow2', 'encrypt': encrypt}
+    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=given, force=force)
+
+
+def slots(served):
+    (node,) = [n for n in served.cmd('query-named-block-nodes', flat=True) if n['node-name'] == 'q']
+    slots = node['image']['format-specific']['data']['encrypt']['slots']
+    return [i for i, slot in enumerate(slots) if slot['active']]
+
+
+def opens(path, secret):
+    """With the reference."""
+    options = image_opts(path).replace('"key-secret": "s"', f'"key-secret": "{secret}"')
+    command = ['qemu-io', '-U', '-r', *SECRET, *OTHER, '-c', 'length', options]
+    return 'Invalid password' not in subprocess.run(command, capture_output=True, text=True).stderr
+
+
+@pytest.mark.sanitize
+def test_keys_are_added_and_erased(daemon, tmp, rng):
+    """While the image is in use, on a loop of its own; what is in it stays."""
+    need('qemu-img', 'qemu-io')
+    path = tmp / 'e.qcow2'
+    make(path, {})
+    served = daemon(*SECRET, *OTHER, '--object', 'iothread,id=io', nbd=True)
+    open_image(served, path)
+    handle = connect(served, writable=True, iothread='io')
+    shadow = bytearray(SIZE)
+    amend(served, state='active', new_secret='t', iter_time=10)
+    work(handle, rng, shadow)
+    assert slots(served) == [0, 1] and opens(path, 's') and opens(path, 't')
+    amend(served, state='active', new_secret='t', iter_time=10, keyslot=6, secret='t')
+    with pytest.raises(QmpError, match='Refusing to overwrite active keyslot 6'):
+        amend(served, state='active', new_secret='s', iter_time=10, keyslot=6)
+    amend(served, state='inactive', old_secret='s')
+    assert slots(served) == [1, 6] and not opens(path, 's') and opens(path, 't')
+    amend(served, state='inactive', keyslot=6)
+    with pytest.raises(QmpError, match='Attempt to erase the only active keyslot 1'):
+        amend(served, state='inactive', keyslot=1)
+    amend(served, force=True, state='active', new_secret='s', iter_time=10, keyslot=1, secret='t')
+    assert slots(served) == [1] and opens(path, 's') and not opens(path, 't')
+    work(handle, rng, shadow)
+    assert read_all(handle) == shadow
+    handle.shutdown()
+    served.stop()
+    run('qemu-img', 'check', *SECRET, image_opts(path))
+    assert read_with_reference(path, tmp) == shadow
+
+
+def test_keys_of_images_that_cannot_be_written(daemon, tmp):
+    need('qemu-img')
+    path = tmp / 'e.qcow2'
+    make(path, {})
+    served = daemon(*SECRET, *OTHER)
+    open_image(served, path, read_only=True)
+    before = path.read_bytes()
+    with pytest.raises(QmpError, match="Node 'q' is read-only: its keys cannot be changed"):
+        amend(served, state='active', new_secret='t', iter_time=10)
+    assert path.read_bytes() == before
+
+
+def test_keys_are_not_written_over_tables(daemon, tmp):
+    """A damaged image whose header is said to go on over the L1 table."""
+    need('qemu-img')
+    path = tmp / 'e.qcow2'
+    make(path, {})
+    data = bytearray(path.read_bytes())
+    at = data.index(bytes.fromhex('0537be77')) + 8
+    header, l1 = int.from_bytes(data[at : at + 8], 'big'), int.from_bytes(data[40:48], 'big')
+    length = int.from_bytes(data[at + 8 : at + 16], 'big')
+    # The reference puts the L1 table in front of the header: another one, behind the key slots that are in use.
+    table = header + 1536 * KIB
+    data[table : table + 64 * KIB] = data[l1 : l1 + 64 * KIB]
+    data[40:48] = table.to_bytes(8, 'big')
+    path.write_bytes(data)
+    assert table < header + length
+    served = daemon(*SECRET, *OTHER)
+    open_image(served, path)
+    before = path.read_bytes()[table : table + 64 * KIB]
+    with pytest.raises(QmpError, match="Cannot change the keys of node 'q'"):
+        amend(served, state='active', new_secret='t', iter_time=10, keyslot=6)
+    served.qmp.wait_event('BLOCK_IMAGE_CORRUPTED')
+    assert path.read_bytes()[table : table + 64 * KIB] == before
+
+
 def test_old_aes_is_read_only(daemon, tmp, rng):
     need('qemu-img', 'qemu-io')
     path = tmp / 'a.qcow2'
@@ -124,9 +213,16 @@ def test_old_aes_is_read_only(daemon, tmp, rng):
     with pytest.raises(QmpError, match='can only be read: open it with read-only=on'):
         open_image(served, path, 'aes')
     open_image(served, path, 'aes', read_only=True)
+    assert "node 'q': the old AES encryption of qcow2 does not protect what is in the image" in served.stderr()
     handle = connect(served)
     assert read_all(handle) == bytes(3 * KIB) + b'\x5a' * (200 * KIB) + bytes(SIZE - 203 * KIB)
     handle.shutdown()
+    before = path.read_bytes()
+    file = next(n['node-name'] for n in served.cmd('query-named-block-nodes', flat=True) if n['drv'] == 'file')
+    encrypt = {'format': 'aes', 'key-secret': 's'}
+    with pytest.raises(QmpError, match='can only be read'):
+        served.cmd('blockdev-reopen', options=[{'driver': 'qcow2', 'node-name': 'q', 'file': file, 'encrypt': encrypt}])
+    assert path.read_bytes() == before
 
 
 def test_refused(daemon, tmp):

@@ -107,6 +107,8 @@ def make_files(directory):
     create = ['qemu-img', 'create', '-q', '-f', 'qcow2']
     subprocess.run([*create, 'empty.qcow2', '1M'], **quiet)
     subprocess.run([*create, '-o', 'compat=0.10', 'v2.qcow2', '1M'], **quiet)
+    aes = ['--object', 'secret,id=s,data=one', '-o', 'encrypt.format=aes,encrypt.key-secret=s']
+    subprocess.run([*create, *aes, 'aes.qcow2', '1M'], **quiet)
     subprocess.run(['qemu-img', 'convert', '-O', 'qcow2', 'sparse.img', 'data.qcow2'], **quiet)
     subprocess.run([*create, '-b', 'data.qcow2', '-F', 'qcow2', 'top.qcow2'], **quiet)
     subprocess.run([*create, '-b', 'missing.qcow2', '-F', 'qcow2', '-u', 'orphan.qcow2', '1M'], **quiet)
@@ -182,6 +184,8 @@ def normalise(value):
                 item = 'VERSION'
             if key == 'package':
                 item = 'PACKAGE'
+            if key in ('iters', 'master-key-iters') or (key == 'uuid' and 'slots' in value):
+                item = 'RANDOM'  # of a LUKS volume
             if 'vm-clock-nsec' in value and re.match('(date|vm-clock)-n?sec', key):
                 item = 'TIME'
             result[key] = normalise(item)

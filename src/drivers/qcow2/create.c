@@ -2,10 +2,10 @@
 /*
  * blockdev-create. A new image is laid out on paper and written once, front to back:
  *
- *     header | refcount table | refcount blocks | L1 table | L2 tables | data clusters      (the last two:
- * preallocation)
+ *     header | refcount table | refcount blocks | LUKS header | L1 table | L2 tables | data clusters
  *
- * The header goes last, so that a failed attempt does not look like an image.
+ * (LUKS header: encryption; L2 tables and data clusters: preallocation.) The header goes last, so that a
+ * failed attempt does not look like an image; what it had in its place goes first.
  */
 #include "base/mem.h"
 #include "drivers/qcow2/qcow2-priv.h"
@@ -19,7 +19,8 @@
 
 typedef struct Layout {
     Qcow2Header header;
-    uint64_t cluster, rt_clusters, rb_clusters, l1_clusters, l2_clusters, data_clusters;
+    uint64_t cluster, rt_clusters, rb_clusters, crypt_clusters, l1_clusters, l2_clusters, data_clusters;
+    uint64_t crypt_offset, crypt_bytes;
     uint64_t total; /* clusters */
     PreallocMode prealloc;
     bool data_file;
@@ -45,6 +46,9 @@ static int check_version(const BlockdevCreateOptionsQcow2 *o, Error *err)
         return err_set(err, -EINVAL, "External data files are only supported with %s", suffix);
     if (o->has_compression_type && o->compression_type != QCOW2_COMPRESSION_TYPE_ZLIB)
         return err_set(err, -EINVAL, "Non-zlib compression type is only supported with %s", suffix);
+    /* What was never written would be decrypted, and only newer entries can say that a cluster is zero. */
+    if (o->encrypt && o->has_preallocation && o->preallocation != PREALLOC_MODE_OFF)
+        return err_set(err, -EINVAL, "Encryption with preallocation is only supported with %s", suffix);
     return 0;
 }
 
@@ -100,6 +104,8 @@ static void make_header(const BlockdevCreateOptionsQcow2 *o, Layout *l)
         h->compatible |= QCOW2_COMPATIBLE_LAZY_REFCOUNTS;
     if (o->has_extended_l2 && o->extended_l2)
         h->incompatible |= QCOW2_INCOMPATIBLE_EXTENDED_L2;
+    if (o->encrypt)
+        h->crypt_method = QCOW2_CRYPT_LUKS;
     if (h->compression_type != QCOW2_COMPRESSION_ZLIB)
         h->incompatible |= QCOW2_INCOMPATIBLE_COMPRESSION;
     if (o->data_file)
@@ -108,7 +114,7 @@ static void make_header(const BlockdevCreateOptionsQcow2 *o, Layout *l)
         h->autoclear |= QCOW2_AUTOCLEAR_DATA_FILE_RAW;
 }
 
-static int make_layout(const BlockdevCreateOptionsQcow2 *o, Layout *l, Error *err)
+static int make_layout(const BlockdevCreateOptionsQcow2 *o, uint64_t crypt_bytes, Layout *l, Error *err)
 {
     Qcow2Header *h = &l->header;
     uint64_t before, per_block, entries;
@@ -116,6 +122,8 @@ static int make_layout(const BlockdevCreateOptionsQcow2 *o, Layout *l, Error *er
     make_header(o, l);
     l->cluster = UINT64_C(1) << h->cluster_bits;
     l->data_file = o->data_file;
+    l->crypt_bytes = crypt_bytes;
+    l->crypt_clusters = div_round_up(crypt_bytes, l->cluster);
     l->prealloc = o->has_preallocation ? o->preallocation : PREALLOC_MODE_OFF;
     /* A raw data file holds every cluster at its place from the start. */
     if ((h->autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW) && l->prealloc == PREALLOC_MODE_OFF)
@@ -137,7 +145,7 @@ static int make_layout(const BlockdevCreateOptionsQcow2 *o, Layout *l, Error *er
     l->rt_clusters = l->rb_clusters = 1;
     do {
         before = l->rt_clusters + l->rb_clusters;
-        l->total = 1 + before + l->l1_clusters + l->l2_clusters + l->data_clusters;
+        l->total = 1 + before + l->crypt_clusters + l->l1_clusters + l->l2_clusters + l->data_clusters;
         l->rb_clusters = div_round_up(l->total, per_block);
         l->rt_clusters = div_round_up(l->rb_clusters * 8, l->cluster);
     } while (l->rt_clusters + l->rb_clusters != before);
@@ -145,7 +153,8 @@ static int make_layout(const BlockdevCreateOptionsQcow2 *o, Layout *l, Error *er
         return err_set(err, -EFBIG, "Image size too large for file format (try using a larger cluster size)");
     h->rt_offset = l->cluster;
     h->rt_clusters = (uint32_t)l->rt_clusters;
-    h->l1_offset = (1 + l->rt_clusters + l->rb_clusters) << h->cluster_bits;
+    l->crypt_offset = (1 + l->rt_clusters + l->rb_clusters) << h->cluster_bits;
+    h->l1_offset = l->crypt_offset + (l->crypt_clusters << h->cluster_bits);
     return 0;
 }
 
@@ -197,24 +206,29 @@ static int put_refblocks(Writer *w)
     return r;
 }
 
-/* L2 tables of a preallocated image. With extended entries the subclusters stay unallocated, so that a
- * backing file shows through; but a raw data file is all there is. */
+/*
+ * L2 tables of a preallocated image. With extended entries the subclusters stay unallocated, so that a
+ * backing file shows through; but a raw data file is all there is. With encryption the entries say that
+ * the clusters are zero, as what they hold would be decrypted.
+ */
 static int put_l2(Writer *w)
 {
     const Layout *l = w->layout;
     unsigned entry_bytes = l->header.incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2 ? 16 : 8;
     uint64_t clusters = div_round_up(l->header.size, l->cluster), per_table = l->cluster / entry_bytes;
     uint64_t first = l->data_file ? 0 : l->total - l->data_clusters;
-    bool normal = entry_bytes == 16 && (l->header.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW);
+    uint64_t flags = QCOW2_COPIED | (l->crypt_bytes && entry_bytes == 8 ? QCOW2_ZERO : 0);
+    uint64_t raw = l->crypt_bytes ? QCOW2_SUB_ALL_ZERO : QCOW2_SUB_ALL_ALLOCATED;
+    uint64_t subclusters = l->header.autoclear & QCOW2_AUTOCLEAR_DATA_FILE_RAW ? raw : 0;
     int r = 0;
 
     for (uint64_t i = 0; r == 0 && i < l->l2_clusters; i++) {
         for (uint64_t k = 0; k < per_table && i * per_table + k < clusters; k++) {
             uint8_t *entry = w->buffer + k * entry_bytes;
 
-            put_be64(entry, ((first + i * per_table + k) << l->header.cluster_bits) | QCOW2_COPIED);
-            if (normal)
-                put_be64(entry + 8, QCOW2_SUB_ALL_ALLOCATED);
+            put_be64(entry, ((first + i * per_table + k) << l->header.cluster_bits) | flags);
+            if (entry_bytes == 16)
+                put_be64(entry + 8, subclusters);
         }
         r = put_cluster(w);
     }
@@ -246,6 +260,15 @@ static int put_backing_name(
     return 0;
 }
 
+static bool put_crypto(Writer *w, size_t *at)
+{
+    uint8_t place[16];
+
+    put_be64(place, w->layout->crypt_offset);
+    put_be64(place + 8, w->layout->crypt_bytes);
+    return put_extension(w, at, QCOW2_EXT_CRYPTO, place, sizeof(place));
+}
+
 static int put_header(Writer *w, const BlockdevCreateOptionsQcow2 *o, const char *data_name, Error *err)
 {
     Qcow2Header header = w->layout->header;
@@ -261,6 +284,8 @@ static int put_header(Writer *w, const BlockdevCreateOptionsQcow2 *o, const char
         fits = put_extension(w, &at, QCOW2_EXT_BACKING_FORMAT, format, strlen(format));
     if (fits && data_name)
         fits = put_extension(w, &at, QCOW2_EXT_DATA_FILE, data_name, strlen(data_name));
+    if (fits && w->layout->crypt_bytes)
+        fits = put_crypto(w, &at);
     /* It is only of use to readers that do not know a feature: left out where there is no room. */
     if (fits && header.version >= 3 && at + 8 + names_bytes + tail <= w->layout->cluster)
         fits = put_extension(w, &at, QCOW2_EXT_FEATURE_NAMES, names, names_bytes);
@@ -285,6 +310,7 @@ static int write_tables(Writer *w)
     r = put_pointers(w, l->rb_clusters, 1 + l->rt_clusters, 0);
     if (r == 0)
         r = put_refblocks(w);
+    w->at += l->crypt_clusters;
     if (r == 0 && l->l2_clusters)
         r = put_pointers(w, l->header.l1_entries, l2_first, QCOW2_COPIED);
     for (uint64_t i = 0; r == 0 && !l->l2_clusters && i < l->l1_clusters; i++)
@@ -317,8 +343,8 @@ static void edge_close_ptr(Edge **edge)
     edge_close(*edge);
 }
 
-/* Old contents go: preallocated clusters must read as zeroes. What cannot shrink (a device) stays as it is.
- */
+/* Old contents go: preallocated clusters must read as zeroes. What cannot shrink (a device) stays as it is
+ * but for its first cluster, where the header of an older image would lead to what is made now. */
 static int size_file(Edge *file, const Layout *l, Error *err)
 {
     uint64_t bytes = l->total << l->header.cluster_bits;
@@ -327,7 +353,16 @@ static int size_file(Edge *file, const Layout *l, Error *err)
                                  : (Preallocation)l->prealloc;
     AUTO_ERROR Error ignored = ERROR_INIT;
 
+    int r;
+
     (void)!edge_resize(file, 0, false, PREALLOCATION_OFF, 0, &ignored);
+    if (node_size(edge_node(file))) {
+        r = child_write_zeroes(file, 0, l->cluster);
+        if (r == 0)
+            r = edge_flush(file);
+        if (r < 0)
+            return err_set_errno(err, r, "Could not write qcow2 header");
+    }
     return node_size(edge_node(file)) >= bytes ? 0 : edge_resize(file, bytes, false, prealloc, 0, err);
 }
 
@@ -343,7 +378,8 @@ static int size_data_file(Edge *data, const Layout *l, Error *err)
                : edge_resize(data, l->header.size, false, prealloc, 0, err);
 }
 
-static int create_in(Edge *file, const BlockdevCreateOptionsQcow2 *o, const Layout *l, Error *err)
+static int create_in(
+    Edge *file, const BlockdevCreateOptionsQcow2 *o, const Layout *l, NewCrypt *crypt, Error *err)
 {
     AUTO_FREE uint8_t *buffer = mem_try_aligned(4096, l->cluster);
     CLEANUP(edge_close_ptr) Edge *data = NULL;
@@ -361,21 +397,31 @@ static int create_in(Edge *file, const BlockdevCreateOptionsQcow2 *o, const Layo
             return r;
     }
     r = size_file(file, l, err);
+    if (r == 0 && crypt)
+        r = crypt_new_write(crypt, file, l->crypt_offset, err);
     return r < 0 ? r : write_image(&w, o, data ? edge_node(data)->filename : NULL, err);
+}
+
+static void new_crypt_free_ptr(NewCrypt **crypt)
+{
+    crypt_new_free(*crypt);
 }
 
 int image_create(const BlockdevCreateOptions *options, Error *err)
 {
     const BlockdevCreateOptionsQcow2 *o = &options->u.qcow2;
+    CLEANUP(new_crypt_free_ptr) NewCrypt *crypt = NULL;
     CLEANUP(edge_close_ptr) Edge *file = NULL;
     Layout layout = {0};
     int r = creation_check_ref(o->file, err);
 
     if (r == 0)
         r = check_options(o, err);
+    if (r == 0 && o->encrypt)
+        r = crypt_new(o->encrypt, &crypt, err);
     if (r == 0)
-        r = make_layout(o, &layout, err);
+        r = make_layout(o, crypt ? crypt_new_bytes(crypt) : 0, &layout, err);
     if (r == 0)
         r = creation_open_ref(o->file, &file, err);
-    return r < 0 ? r : create_in(file, o, &layout, err);
+    return r < 0 ? r : create_in(file, o, &layout, crypt, err);
 }

@@ -4,8 +4,10 @@
  * from the offset in the file, and the old AES, keyed by the password itself and counted by the guest's
  * sectors, which is only read. Compressed clusters are plain in such images, so none are written.
  *
- * Nothing here changes while the image is open: reads on other loops use it, too.
+ * What requests use does not change while the image is open: reads on other loops use it, too. Key slots do
+ * (crypt_amend()): who looks at them does so on the node's home loop.
  */
+#include "base/log.h"
 #include "base/mem.h"
 #include "crypto/luks.h"
 #include "crypto/parallel.h"
@@ -23,9 +25,11 @@ struct Crypt {
     SectorCipher *cipher;
     bool luks;
     Luks volume; /* if luks */
+    char *key_secret;
+    CoMutex amend_lock; /* main loop */
 };
 
-/* ---- Opening ---- */
+/* ---- The LUKS header ---- */
 
 /* Within the header's clusters; what they do not have reads as zeroes. */
 static int header_read(void *opaque, uint64_t offset, void *data, size_t bytes)
@@ -38,9 +42,21 @@ static int header_read(void *opaque, uint64_t offset, void *data, size_t bytes)
     return valid ? child_pread(q->file, q->crypt_offset + offset, data, valid) : 0;
 }
 
+/* Key slots may be anywhere in front of the volume's data, of which there is none here. */
+static int header_write(void *opaque, uint64_t offset, const void *data, size_t bytes)
+{
+    Qcow2 *q = opaque;
+
+    if (out_of_range(offset, bytes, q->crypt_bytes))
+        return -EINVAL;
+    return child_write_durably(q->file, q->crypt_offset + offset, data, bytes);
+}
+
+/* ---- Opening ---- */
+
 static int open_luks(Qcow2 *q, const char *secret, Error *err)
 {
-    LuksIo io = {header_read, NULL, q};
+    LuksIo io = {header_read, header_write, q};
     Crypt *c = q->crypt;
     uint8_t *key;
     int r;
@@ -67,14 +83,13 @@ static int open_aes(Qcow2 *q, const char *secret, Error *err)
     size_t bytes;
     int r;
 
-    if (!q->node->read_only)
-        return err_set(err, -ENOTSUP,
-            "Images with the old AES encryption are not safe and can only be read: open it with "
-            "read-only=on, and "
-            "convert it to one with LUKS");
     r = secret_lookup(secret, &password, &bytes, err);
     if (r < 0)
         return r;
+    log_warn(
+        "node '%s': the old AES encryption of qcow2 does not protect what is in the image; convert it to "
+        "one with LUKS",
+        q->node->name);
     memcpy(key, password, MIN(bytes, sizeof(key)));
     secret_free(password, bytes);
     r = sector_cipher_new(&spec, key, SECTOR_BYTES, &q->crypt->cipher, err);
@@ -112,13 +127,26 @@ int crypt_open(Qcow2 *q, const BlockdevQcow2Encryption *options, Error *err)
     if (!secret)
         return err_set(err, -EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");
     q->crypt = mem_new(Crypt);
+    q->crypt->key_secret = str_dup(secret);
     return q->header.crypt_method == QCOW2_CRYPT_LUKS ? open_luks(q, secret, err) : open_aes(q, secret, err);
+}
+
+int crypt_check_writable(const Qcow2 *q, Error *err)
+{
+    if (q->header.crypt_method != QCOW2_CRYPT_AES)
+        return 0;
+    return err_set(err, -ENOTSUP,
+        "Images with the old AES encryption are not safe and can only be read: open it with read-only=on, "
+        "and "
+        "convert it to one with LUKS");
 }
 
 void crypt_done(Qcow2 *q)
 {
-    if (q->crypt)
+    if (q->crypt) {
         sector_cipher_free(q->crypt->cipher);
+        free(q->crypt->key_secret);
+    }
     free(TAKE(q->crypt));
 }
 
@@ -151,6 +179,131 @@ int crypt_write(Qcow2 *q, uint64_t host, IoSlice src, unsigned flags)
     buffer_free(pool, buffer, room);
     buffer_pool_put(pool);
     return r;
+}
+
+/* ---- Changing keys ---- */
+
+/* On the home loop, where the set of metadata is. A damaged image may have anything where its header ought to
+ * be. */
+static int check_amendable(void *arg)
+{
+    Qcow2 *q = arg;
+
+    if (!q->writable)
+        return -EPERM;
+    return q->corrupt ? -EIO : write_overlap_check(q, q->crypt_offset, q->crypt_bytes, META_HEADER);
+}
+
+typedef struct Amended {
+    Qcow2 *q;
+    const Luks *volume;
+} Amended;
+
+static int set_amended(void *arg)
+{
+    const Amended *amended = arg;
+
+    amended->q->crypt->volume = *amended->volume;
+    return 0;
+}
+
+static int amend_keys(Qcow2 *q, const QCryptoBlockAmendOptionsLUKS *options, bool force, Error *err)
+{
+    LuksIo io = {header_read, header_write, q};
+    Luks volume = q->crypt->volume;
+    Amended amended = {q, &volume};
+    int r;
+
+    if (q->node->read_only)
+        return err_set(err, -EACCES, "Node '%s' is read-only: its keys cannot be changed", q->node->name);
+    r = loop_call(q->node->home, check_amendable, q);
+    if (r < 0)
+        return err_set_errno(err, r, "Cannot change the keys of node '%s'", q->node->name);
+    r = luks_amend(&volume, &io, options, q->crypt->key_secret, force, err);
+    /* Some slots may have changed before it failed. */
+    loop_call(q->node->home, set_amended, &amended);
+    return r;
+}
+
+int crypt_amend(Qcow2 *q, const QCryptoBlockAmendOptions *options, bool force, Error *err)
+{
+    int r;
+
+    if (!q->crypt)
+        return err_set(err, -ENOTSUP, "image is not encrypted, can't amend");
+    if (options->format != QCRYPTO_BLOCK_FORMAT_LUKS)
+        return err_set(err, -ENOTSUP, "Amend can't be used to change the qcow2 encryption format");
+    if (!q->crypt->luks)
+        return err_set(
+            err, -ENOTSUP, "Only LUKS encryption options can be amended for qcow2 with blockdev-amend");
+    co_mutex_lock_shielded(&q->crypt->amend_lock);
+    r = amend_keys(q, &options->u.luks, force, err);
+    co_mutex_unlock(&q->crypt->amend_lock);
+    return r;
+}
+
+/* ---- Creation ---- */
+
+struct NewCrypt {
+    const QCryptoBlockCreateOptionsLUKS *options;
+    Luks volume;
+    uint8_t *key;
+    Edge *file;
+    uint64_t offset;
+};
+
+int crypt_new(const QCryptoBlockCreateOptions *options, NewCrypt **ret_crypt, Error *err)
+{
+    const QCryptoBlockCreateOptionsLUKS *luks = &options->u.luks;
+    NewCrypt *c;
+    int r;
+
+    if (options->format != QCRYPTO_BLOCK_FORMAT_LUKS)
+        return err_set(err, -ENOTSUP,
+            "The old AES encryption is not safe, no images are made with it any more: use format 'luks'");
+    if (!luks->key_secret)
+        return err_set(err, -EINVAL, "Parameter 'encrypt.key-secret' is required for cipher");
+    c = mem_new(NewCrypt);
+    c->options = luks;
+    r = luks_new(luks, false, &c->volume, &c->key, err);
+    if (r < 0)
+        free(c);
+    else
+        *ret_crypt = c;
+    return r;
+}
+
+uint64_t crypt_new_bytes(const NewCrypt *c)
+{
+    return luks_head_bytes(&c->volume);
+}
+
+static int new_write(void *opaque, uint64_t offset, const void *data, size_t bytes)
+{
+    const NewCrypt *c = opaque;
+
+    return child_write_durably(c->file, c->offset + offset, data, bytes);
+}
+
+int crypt_new_write(NewCrypt *c, Edge *file, uint64_t offset, Error *err)
+{
+    LuksIo io = {NULL, new_write, c};
+
+    int r = child_write_zeroes(file, offset, luks_head_bytes(&c->volume));
+
+    if (r < 0)
+        return err_set_errno(err, r, "Unable to zero fill encryption header");
+    c->file = file;
+    c->offset = offset;
+    return luks_slot_set(&c->volume, &io, 0, c->key, c->options->key_secret,
+        c->options->has_iter_time ? (uint64_t)c->options->iter_time : LUKS_ITER_TIME_MS, err);
+}
+
+void crypt_new_free(NewCrypt *c)
+{
+    if (c)
+        secret_free(c->key, c->volume.header.key_bytes);
+    free(c);
 }
 
 /* ---- Information ---- */

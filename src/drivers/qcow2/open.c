@@ -285,6 +285,7 @@ int image_read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     if (q->discard_no_unref && q->header.version < 3)
         return err_set(err, -EINVAL, "discard-no-unref is only supported since qcow2 version 3");
     q->clean_interval_ns = interval * UINT64_C(1000000000);
+    q->clean_next_ns = interval ? loop_now_ns() + q->clean_interval_ns : UINT64_MAX;
     q->pass_discard_request = o->has_pass_discard_request ? o->pass_discard_request : q->node->discard_unmap;
     q->pass_discard_snapshot = !o->has_pass_discard_snapshot || o->pass_discard_snapshot;
     q->pass_discard_other = o->has_pass_discard_other && o->pass_discard_other;
@@ -516,7 +517,9 @@ static int start_steps(Qcow2 *q, Error *err)
 
     if ((q->header.incompatible & QCOW2_INCOMPATIBLE_CORRUPT) && !q->node->for_check)
         return err_set(err, -EACCES, "qcow2: Image is corrupt; cannot be opened read/write");
-    r = image_prepare_writes(q, err);
+    r = q->node->for_check ? 0 : crypt_check_writable(q, err);
+    if (r == 0)
+        r = image_prepare_writes(q, err);
     if (r < 0 || q->node->for_check)
         return r;
     r = clear_autoclear(q, err);
@@ -551,10 +554,8 @@ int image_stop_writing(Node *node, Error *err)
 
     image_stop_bitmaps(q);
     r = sync_close(q);
-    if (r < 0) {
-        image_start_bitmaps(q); /* writing goes on */
+    if (r < 0)
         return err_set_errno(err, r, "Could not write the metadata of node '%s'", node->name);
-    }
     forget_writing(q);
     return 0;
 }
@@ -616,12 +617,9 @@ int image_open(Node *node, const BlockdevOptions *options, Error *err)
     q->stored = image_new_bitmaps();
     list_init(&q->allocs);
     list_init(&q->in_place);
-    co_group_init(&q->cleaner);
     r = open_steps(q, &options->u.qcow2, err);
-    if (r < 0) {
-        clean_end(q);
+    if (r < 0)
         image_done(q);
-    }
     return r;
 }
 
@@ -659,6 +657,5 @@ void image_close(Node *node)
 
     if (q->writable && !q->corrupt) /* failing leaves leaked clusters at worst, or was reported by flush */
         (void)!image_stop_writing(node, &err);
-    clean_end(q);
     image_done(q);
 }

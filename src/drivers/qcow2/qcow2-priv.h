@@ -83,9 +83,12 @@
 
 typedef struct Qcow2 Qcow2;
 typedef struct Crypt Crypt;
+typedef struct NewCrypt NewCrypt;
 typedef struct BlockdevOptionsQcow2 BlockdevOptionsQcow2;                         /* generated */
 typedef struct BlockdevQcow2Encryption BlockdevQcow2Encryption;                   /* generated */
 typedef struct ImageInfoSpecificQCow2 ImageInfoSpecificQCow2;                     /* generated */
+typedef struct QCryptoBlockAmendOptions QCryptoBlockAmendOptions;                 /* generated */
+typedef struct QCryptoBlockCreateOptions QCryptoBlockCreateOptions;               /* generated */
 typedef struct ImageInfoSpecificQCow2Encryption ImageInfoSpecificQCow2Encryption; /* generated */
 typedef struct Inflate Inflate;                                                   /* inflate.c */
 typedef struct StoredBitmaps StoredBitmaps;
@@ -138,9 +141,8 @@ int cache_write_frozen(Cache *c) MUST_CHECK;
 void cache_unfreeze(Cache *c);
 /* Both, with the lock. */
 int cache_write_dirty(Cache *c) MUST_CHECK;
-/* Frees the memory of clean slices that were not used since the last call; false: there are no clean ones
- * now. */
-bool cache_clean(Cache *c);
+/* Frees the memory of clean slices that were not used since the last call. */
+void cache_clean(Cache *c);
 
 static inline uint32_t cache_bucket(const Cache *c, uint64_t offset)
 {
@@ -276,7 +278,6 @@ struct Qcow2 {
     bool preallocated, preallocated_known; /* see status.c */
     bool reported;                         /* corruption: later events are suppressed */
     bool incompatible_unsure; /* changing the feature bits has failed: the file may have either */
-    bool autoclear_unsure;
     bool refcounts_lag;       /* lazy: the image was marked dirty here, refcounts wait for the end */
     bool checking;            /* a check runs: nobody else may change anything */
     bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref, lazy_refcounts;
@@ -330,9 +331,7 @@ struct Qcow2 {
 
     uint8_t *copy_buffers; /* spare copy-on-write buffers, chained through their first bytes */
 
-    uint64_t clean_interval_ns; /* 0: never */
-    bool cleaning;
-    CoGroup cleaner;
+    uint64_t clean_interval_ns, clean_next_ns;
 
     StoredBitmaps *stored; /* stored.h */
 };
@@ -507,13 +506,6 @@ void free_durable(Qcow2 *q);
 /* Decrements what is READY. */
 int free_reclaim(Qcow2 *q) MUST_CHECK;
 
-/* ---- clean.c ---- */
-
-/* Something is in memory that can be given back. At home. */
-void clean_begin(Qcow2 *q);
-/* Waits until nothing is cleaned any more: the node is to be closed, or to leave its home. */
-void clean_end(Qcow2 *q);
-
 /* ---- away.c ---- */
 
 /* On another loop than home: what reads need there; NULL without memory. */
@@ -574,8 +566,6 @@ int image_protect_bitmaps(Qcow2 *q) MUST_CHECK;
 void image_start_bitmaps(Qcow2 *q);
 /* Stores them: the node is about to become inactive or read-only, or to be closed. Nothing is in flight. */
 void image_stop_bitmaps(Qcow2 *q);
-/* The file refers to all clusters that memory refers to: somebody wants to count. The node is drained. */
-int image_settle_bitmaps(Qcow2 *q) MUST_CHECK;
 /* Guest data is durable: now and then, also the bitmaps become so. */
 void image_flush_bitmaps(Qcow2 *q);
 /* Before the size in the header changes; the node is drained. */
@@ -632,8 +622,8 @@ bool inflate_piece_add(const Qcow2 *q, InflatePiece *piece, uint64_t entry);
 int inflate_piece(Qcow2 *q, const InflatePiece *piece, IoSlice dst) MUST_CHECK;
 /* A host cluster is about to hold something else. */
 void inflate_forget(Qcow2 *q, uint64_t cluster);
-/* Frees the memory of what was not used since the last call; false: nothing is left. */
-bool inflate_clean(Qcow2 *q);
+/* Frees the memory of what was not used since the last call. */
+void inflate_clean(Qcow2 *q);
 void inflate_done(Qcow2 *q);
 
 /* ---- Encryption (crypt.c) ---- */
@@ -641,10 +631,21 @@ void inflate_done(Qcow2 *q);
 /* With the header read. options: NULL if none were given. */
 int crypt_open(Qcow2 *q, const BlockdevQcow2Encryption *options, Error *err) MUST_CHECK;
 void crypt_done(Qcow2 *q);
+/* Fails for an image that may only be read. */
+int crypt_check_writable(const Qcow2 *q, Error *err) MUST_CHECK;
+/* Adds or erases keys. Main loop. */
+int crypt_amend(Qcow2 *q, const QCryptoBlockAmendOptions *options, bool force, Error *err) MUST_CHECK;
 /* Guest data of an encrypted image at an offset of q->data: whole sectors. Reads: any loop. */
 int crypt_read(Qcow2 *q, uint64_t guest, uint64_t host, IoSlice dst);
 int crypt_write(Qcow2 *q, uint64_t host, IoSlice src, unsigned flags);
 ImageInfoSpecificQCow2Encryption *crypt_info(const Qcow2 *q);
+
+/* For a new image: a header and a volume key; nothing is written. Keeps options. */
+int crypt_new(const QCryptoBlockCreateOptions *options, NewCrypt **ret_crypt, Error *err) MUST_CHECK;
+uint64_t crypt_new_bytes(const NewCrypt *crypt);
+/* Header and first key slot, durably. */
+int crypt_new_write(NewCrypt *crypt, Edge *file, uint64_t offset, Error *err) MUST_CHECK;
+void crypt_new_free(NewCrypt *crypt);
 
 static inline int data_write(Qcow2 *q, uint64_t host, IoSlice src, unsigned flags)
 {

@@ -189,24 +189,21 @@ static int image_info(Node *node, ImageInfo *info, Error *err)
 
 static int image_amend(Node *node, const BlockdevAmendOptions *options, bool force, Error *err)
 {
-    if (options->u.qcow2.encrypt)
-        return err_set(err, -ENOTSUP, "image is not encrypted, can't amend");
-    return 0;
+    const QCryptoBlockAmendOptions *encrypt = options->u.qcow2.encrypt;
+
+    return encrypt ? crypt_amend(node->state, encrypt, force, err) : 0;
+}
+
+static bool image_filename_is_plain(Node *node)
+{
+    const Qcow2 *q = node->state;
+
+    return !q->crypt;
 }
 
 static int image_probe(const uint8_t *header, size_t bytes, const char *filename)
 {
     return bytes >= 8 && get_be32(header) == QCOW2_MAGIC && get_be32(header + 4) >= 2 ? 100 : 0;
-}
-
-static void image_leave_home(Node *node)
-{
-    clean_end(node->state);
-}
-
-static void image_enter_home(Node *node)
-{
-    clean_begin(node->state);
 }
 
 /* Growing zeroes what an external data file holds behind the end of the disk. */
@@ -232,12 +229,11 @@ const Driver driver_qcow2 = {
     .discard = image_discard,
     .flush = image_flush,
     .status = image_status,
-    .leave_home = image_leave_home,
-    .enter_home = image_enter_home,
     .resize = image_resize,
     .child_permissions = image_child_permissions,
     .snapshots = &qcow2_snapshots,
     .info = image_info,
+    .filename_is_plain = image_filename_is_plain,
     .check = check_run_node,
     .bitmaps = &qcow2_bitmaps,
     .create = image_create,

@@ -28,7 +28,7 @@ static int write_begin(Node *node, uint64_t offset, uint64_t bytes)
     Qcow2 *q = node->state;
     StoredBitmaps *s = q->stored;
 
-    if (UNLIKELY(!s->in_use || s->unsure || (!s->journal && !s->unprotected))) {
+    if (UNLIKELY(!s->in_use || (!s->journal && !s->unprotected))) {
         int r = stored_activate(q);
 
         if (r < 0)
@@ -145,10 +145,7 @@ static int add_item(Qcow2 *q, StoredBitmap *item)
     }
     item->stale = dirty_bitmap_count(item->bitmap) != 0;
     s->in_use = true;
-    /* It is in the image now. Without a place in the journal a crash makes it inconsistent, and that is all.
-     */
-    (void)!(s->journal ? journal_cover(q, item->table_offset) : stored_activate_locked(q));
-    return 0;
+    return s->journal ? journal_cover(q, item->table_offset) : stored_activate_locked(q);
 }
 
 static int added(Node *node, DirtyBitmap *bitmap, Error *err)
@@ -172,7 +169,8 @@ static int added(Node *node, DirtyBitmap *bitmap, Error *err)
     r = add_item(q, item);
     change_end(q);
     if (r < 0) {
-        stored_item_free(item);
+        if (!item_of(q->stored, bitmap))
+            stored_item_free(item);
         return err_set_errno(
             err, r, "Could not store bitmap '%s' in node '%s'", dirty_bitmap_name(bitmap), node->name);
     }
@@ -231,15 +229,11 @@ static int removed(Node *node, DirtyBitmap *bitmap, Error *err)
 static int update_flags(Qcow2 *q, StoredBitmap *item, bool enabled)
 {
     uint32_t flags = (item->flags & ~QCOW2_BITMAP_AUTO) | (enabled ? QCOW2_BITMAP_AUTO : 0);
-    int r;
 
     if (item->flags == flags)
         return 0;
     item->flags = flags;
-    r = stored_update_directory(q);
-    if (r < 0)
-        item->flags ^= QCOW2_BITMAP_AUTO; /* as the bitmap will be again */
-    return r;
+    return stored_update_directory(q);
 }
 
 /* Writes count from when it is enabled on disk; intents do not any more from when it is not. */
@@ -252,9 +246,11 @@ static int store_change(Qcow2 *q, StoredBitmap *item)
     if (r < 0)
         return r;
     item->stale = true;
+    if (!q->stored->journal)
+        return 0;
     if (enabled)
         r = update_flags(q, item, true);
-    if (r == 0 && q->stored->journal)
+    if (r == 0)
         r = stored_write_back(q, &(RegionSet){0});
     return r < 0 || enabled ? r : update_flags(q, item, false);
 }
@@ -353,19 +349,6 @@ int image_prepare_bitmaps_resize(Qcow2 *q, Error *err)
                  : 0;
 }
 
-int image_settle_bitmaps(Qcow2 *q)
-{
-    StoredBitmaps *s = q->stored;
-    int r;
-
-    co_mutex_lock_shielded(&s->lock);
-    r = stored_settle(q);
-    if (r == 0 && s->in_use && any_usable(s))
-        r = s->journal ? stored_write_back(q, &(RegionSet){0}) : stored_write_all(q);
-    co_mutex_unlock(&s->lock);
-    return r;
-}
-
 static int store_data(Qcow2 *q)
 {
     const Journal *j = q->stored->journal;
@@ -377,10 +360,8 @@ static int store_data(Qcow2 *q)
 static int mark_clean(Qcow2 *q)
 {
     StoredBitmaps *s = q->stored;
-    int r = stored_settle(q);
+    int r;
 
-    if (r < 0)
-        return r;
     for (size_t i = 0; i < s->count; i++)
         if (stored_is_usable(s->items[i]))
             s->items[i]->flags = dirty_bitmap_is_enabled(s->items[i]->bitmap) ? QCOW2_BITMAP_AUTO : 0;

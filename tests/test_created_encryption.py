@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Encrypted qcow2 images that Granary makes: the reference reads, writes and checks them, and says the same of them as of
+its own; they read as zeroes however much is allocated in advance."""
+
+import json
+import random
+
+import pytest
+from test_qcow2_encryption import KIB, MIB, SECRET, SIZE, connect, image_opts, open_image, read_with_reference, work
+
+from lib import images
+from lib.qmp import QmpError
+from lib.tools import libnbd, need, output, run
+from lib.workload import read_all
+
+# Ours, and what qemu-img calls the same.
+OPTIONS = {
+    'plain': ({}, {}),
+    'v2': ({'version': 'v2'}, {'compat': '0.10'}),
+    'cluster-512': (
+        {'cluster-size': 512, 'refcount-bits': 1},
+        {'cluster_size': 512, 'refcount_bits': 1},
+    ),
+    'cluster-2M': (
+        {'cluster-size': 2 * MIB, 'refcount-bits': 64, 'lazy-refcounts': True},
+        {'cluster_size': 2 * MIB, 'refcount_bits': 64, 'lazy_refcounts': 'on'},
+    ),
+    'extended': (
+        {'cluster-size': 16384, 'extended-l2': True, 'compression-type': 'zstd'},
+        {'cluster_size': 16384, 'extended_l2': 'on', 'compression_type': 'zstd'},
+    ),
+    'metadata': ({'preallocation': 'metadata'}, {'preallocation': 'metadata'}),
+    'metadata-512': (
+        {'preallocation': 'metadata', 'cluster-size': 512},
+        {'preallocation': 'metadata', 'cluster_size': 512},
+    ),
+    'metadata-extended': (
+        {'preallocation': 'metadata', 'extended-l2': True},
+        {'preallocation': 'metadata', 'extended_l2': 'on'},
+    ),
+    'falloc': ({'preallocation': 'falloc'}, {'preallocation': 'falloc'}),
+    'full': ({'preallocation': 'full'}, {'preallocation': 'full'}),
+    'serpent': (
+        {'cipher-alg': 'serpent-128', 'cipher-mode': 'cbc', 'ivgen-alg': 'essiv', 'ivgen-hash-alg': 'md5'},
+        {
+            'encrypt.cipher-alg': 'serpent-128',
+            'encrypt.cipher-mode': 'cbc',
+            'encrypt.ivgen-alg': 'essiv',
+            'encrypt.ivgen-hash-alg': 'md5',
+        },
+    ),
+    'sha512': ({'hash-alg': 'sha512'}, {'encrypt.hash-alg': 'sha512'}),
+}
+CIPHER = ('cipher-alg', 'cipher-mode', 'ivgen-alg', 'ivgen-hash-alg', 'hash-alg')
+
+
+def create(served, node, options, size=SIZE):
+    """By one job, in the node; what is about the cipher is part of `encrypt`."""
+    encrypt = {'format': 'luks', 'key-secret': 's', 'iter-time': 10}
+    encrypt.update({name: value for name, value in options.items() if name in CIPHER})
+    rest = {name: value for name, value in options.items() if name not in CIPHER}
+    served.qmp.run_job(
+        'create',
+        'blockdev-create',
+        options={'driver': 'qcow2', 'file': node, 'size': size, 'encrypt': encrypt, **rest},
+    )
+
+
+def make(served, path, options, size=SIZE):
+    path.touch()
+    served.blockdev_add(driver='file', node_name='new', filename=str(path))
+    create(served, 'new', options, size)
+    served.cmd('blockdev-del', node_name='new')
+
+
+def described(path):
+    """What the reference says of an image, without what is never the same twice."""
+    info = json.loads(output('qemu-img', 'info', '-U', '--output=json', path))
+    luks = info['format-specific']['data']['encrypt']
+    for name in ('uuid', 'master-key-iters'):
+        luks.pop(name)
+    for slot in luks['slots']:
+        slot.pop('iters', None)
+    return {name: value for name, value in info.items() if name not in ('actual-size', 'filename', 'children')}
+
+
+def check(path):
+    run('qemu-img', 'check', *SECRET, image_opts(path))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize('name', OPTIONS)
+def test_created(name, daemon, tmp, rng):
+    need('qemu-img', 'qemu-io')
+    libnbd()
+    ours, theirs = OPTIONS[name]
+    path = tmp / 'e.qcow2'
+    served = daemon(*SECRET, nbd=True)
+    make(served, path, ours)
+    check(path)
+    text = ','.join(
+        f'{k}={v}'
+        for k, v in {
+            'encrypt.format': 'luks',
+            'encrypt.key-secret': 's',
+            'encrypt.iter-time': 20,
+            **theirs,
+        }.items()
+    )
+    images.create_encrypted('-f', 'qcow2', *SECRET, '-o', text, tmp / 'twin.qcow2', SIZE)
+    assert described(path) == described(tmp / 'twin.qcow2')
+    assert read_with_reference(path, tmp) == bytes(SIZE)
+    run('qemu-io', *SECRET, '-c', 'write -P 0x5a 3k 200k', image_opts(path))
+    shadow = bytearray(SIZE)
+    shadow[3 * KIB : 203 * KIB] = b'\x5a' * (200 * KIB)
+    open_image(served, path)
+    handle = connect(served, writable=True)
+    assert read_all(handle) == shadow
+    work(handle, rng, shadow)
+    assert read_all(handle) == shadow
+    handle.shutdown()
+    served.stop()
+    check(path)
+    assert read_with_reference(path, tmp) == shadow
+
+
+@pytest.mark.parametrize('mode', ['falloc', 'full'])
+def test_space_is_there(mode, daemon, tmp):
+    """As much as without encryption."""
+    served = daemon(*SECRET)
+    make(served, tmp / 'e.qcow2', {'preallocation': mode})
+    assert (tmp / 'e.qcow2').stat().st_blocks * 512 >= SIZE
+
+
+@pytest.mark.parametrize('extended', [False, True], ids=['', 'extended'])
+def test_backing(extended, daemon, tmp, rng):
+    """The backing file shows; also through clusters that are allocated in advance, which extended entries can say."""
+    need('qemu-img')
+    libnbd()
+    shadow = bytearray(images.fill_raw(tmp / 'base.img', rng, SIZE))
+    served = daemon(*SECRET, nbd=True)
+    options = {'extended-l2': True, 'preallocation': 'metadata'} if extended else {}
+    make(served, tmp / 'e.qcow2', {'backing-file': str(tmp / 'base.img'), 'backing-fmt': 'raw', **options})
+    assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+    open_image(served, tmp / 'e.qcow2')
+    handle = connect(served, writable=True)
+    assert read_all(handle) == shadow
+    work(handle, rng, shadow)
+    handle.shutdown()
+    served.stop()
+    check(tmp / 'e.qcow2')
+    assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+
+
+@pytest.mark.parametrize('raw', [False, True], ids=['', 'raw'])
+@pytest.mark.parametrize('extended', [False, True], ids=['', 'extended'])
+def test_data_file(raw, extended, daemon, tmp, rng):
+    """What the data file held before does not show as garbage."""
+    need('qemu-img')
+    libnbd()
+    (tmp / 'd.img').write_bytes(random.Random(1).randbytes(SIZE))
+    served = daemon(*SECRET, nbd=True)
+    served.blockdev_add(driver='file', node_name='d', filename=str(tmp / 'd.img'))
+    make(served, tmp / 'e.qcow2', {'data-file': 'd', 'data-file-raw': raw, 'extended-l2': extended})
+    served.cmd('blockdev-del', node_name='d')
+    assert read_with_reference(tmp / 'e.qcow2', tmp) == bytes(SIZE)
+    open_image(served, tmp / 'e.qcow2')
+    handle = connect(served, writable=True)
+    shadow = bytearray(SIZE)
+    assert read_all(handle) == shadow
+    work(handle, rng, shadow)
+    handle.shutdown()
+    served.stop()
+    check(tmp / 'e.qcow2')
+    assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+
+
+def test_refused(daemon, tmp):
+    """And the file is as it was."""
+    served = daemon(*SECRET)
+    path = tmp / 'e.qcow2'
+    path.write_bytes(b'precious' * 100)
+    served.blockdev_add(driver='file', node_name='f', filename=str(path))
+    for message, options in (
+        ('Encryption with preallocation is only supported with', {'version': 'v2', 'preallocation': 'full'}),
+        ("'encrypt.key-secret' is required", {'encrypt': {'format': 'luks'}}),
+        ("No secret with id 'none'", {'encrypt': {'format': 'luks', 'key-secret': 'none'}}),
+        ('The old AES encryption is not safe', {'encrypt': {'format': 'qcow', 'key-secret': 's'}}),
+        ("out of range for parameter 'iter-time'", {'encrypt': {'format': 'luks', 'key-secret': 's', 'iter-time': -1}}),
+    ):
+        given = {'driver': 'qcow2', 'file': 'f', 'size': SIZE, 'encrypt': {'format': 'luks', 'key-secret': 's'}}
+        with pytest.raises(QmpError, match=message):
+            served.qmp.run_job('create', 'blockdev-create', options={**given, **options})
+        assert path.read_bytes() == b'precious' * 100
