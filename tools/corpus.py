@@ -185,6 +185,19 @@ def from_bitmaps(directory):
             save(directory, 'qcow2-bitmap', bytes([bits - 9]) + data[at : at + 24] + data[offset : offset + size])
 
 
+def from_edits(directory):
+    """Each kind of image as it is, and with one or two fields changed (drivers/qcow2/fuzz-edits.c)."""
+    rng = random.Random(3)
+    for target, shapes, kinds in ('qcow2-edits', 24, 11), ('qcow2-bitmap-edits', 10, 8):
+        for shape in range(shapes):
+            for use in 0, 1, 6, 14:
+                save(directory, target, bytes([shape, 1, use]))
+            for kind in range(kinds):
+                for edit in range(10):
+                    edits = struct.pack('>BHBI', kind, rng.randrange(40), edit, rng.randrange(1 << 16))
+                    save(directory, target, bytes([shape, edit, rng.choice((0, 6, 14, 15))]) + edits)
+
+
 FUSE_REQUESTS = [  # opcode, body
     (26, struct.pack('<5I', 7, 38, 65536, 0xFFFFFFFF, 0xFFFFFFFF) + bytes(44)),
     (14, struct.pack('<2I', 0o40002, 0)),
@@ -342,6 +355,7 @@ def main():
     from_images(directory)
     from_luks(directory)
     from_bitmaps(directory)
+    from_edits(directory)
     from_codecs(directory)
     from_fuse(directory)
     from_vhost_user(directory)

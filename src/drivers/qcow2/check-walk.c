@@ -249,11 +249,16 @@ static int collect_entry(Check *c, uint64_t entry, uint64_t weight)
 
 int check_collect(Check *c, uint64_t offset, uint32_t entries, uint64_t weight)
 {
-    AUTO_FREE uint64_t *piece = mem_try_zalloc(L1_PIECE_ENTRIES, 8);
-    int r = piece ? check_count(c, offset, entries * UINT64_C(8), weight) : -ENOMEM;
+    AUTO_FREE uint64_t *piece = NULL;
+    int r = check_count(c, offset, entries * UINT64_C(8), weight);
 
     /* There is nothing beyond the end of the file. */
     entries = offset < c->file_bytes ? (uint32_t)MIN(entries, (c->file_bytes - offset + 7) / 8) : 0;
+    if (r < 0 || !entries) /* there may be many thousand snapshots */
+        return r;
+    piece = mem_try_zalloc(MIN(entries, (uint32_t)L1_PIECE_ENTRIES), 8);
+    if (!piece)
+        return -ENOMEM;
     for (uint32_t done = 0; r == 0 && done < entries; done += L1_PIECE_ENTRIES) {
         uint32_t count = MIN(entries - done, (uint32_t)L1_PIECE_ENTRIES);
 
