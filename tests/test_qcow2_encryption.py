@@ -204,6 +204,25 @@ def test_keys_are_not_written_over_tables(daemon, tmp):
     assert path.read_bytes()[table : table + 64 * KIB] == before
 
 
+def test_discards_in_a_raw_data_file(daemon, tmp):
+    """A hole in the file would be read as what zeroes decrypt to."""
+    path = tmp / 'e.qcow2'
+    make(path, {'cluster_size': 4096, 'data_file': tmp / 'e.data', 'data_file_raw': 'on'})
+    served = daemon(*SECRET, nbd=True)
+    open_image(served, path, discard='unmap')
+    handle = connect(served, writable=True)
+    handle.pwrite(b'x' * 64 * KIB, 0)
+    handle.trim(8 * KIB, 4 * KIB)
+    handle.zero(8 * KIB, 20 * KIB)
+    wanted = bytearray(b'x' * 64 * KIB)
+    for start in 4 * KIB, 20 * KIB:
+        wanted[start : start + 8 * KIB] = bytes(8 * KIB)
+    assert handle.pread(64 * KIB, 0) == wanted
+    handle.shutdown()
+    served.stop()
+    assert read_with_reference(path, tmp)[: 64 * KIB] == wanted
+
+
 def test_old_aes_is_read_only(daemon, tmp, rng):
     need('qemu-img', 'qemu-io')
     path = tmp / 'a.qcow2'

@@ -218,7 +218,7 @@ static int zero_range(Qcow2 *q, uint64_t offset, uint64_t bytes, unsigned flags)
     bool unmap = flags & REQ_MAY_UNMAP;
     int r;
 
-    if (q->data_raw) {
+    if (q->data_raw && !q->crypt) {
         r = edge_write_zeroes(q->data, offset, bytes, flags & (REQ_MAY_UNMAP | REQ_NO_FALLBACK));
         if (r < 0)
             return r;
@@ -278,7 +278,7 @@ int image_discard(Node *node, uint64_t offset, uint64_t bytes)
     if (first >= end)
         return 0;
     epoch = request_begin(q);
-    if (q->data_raw)
+    if (q->data_raw && !q->crypt) /* zeroes of an encrypted file are no zeroes of the disk */
         r = edge_write_zeroes(q->data, first, MIN(end, node->size) - first, REQ_MAY_UNMAP);
     else
         r = discard_clusters(q, first, end, false, q->pass_discard_request);
