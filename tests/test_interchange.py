@@ -11,11 +11,19 @@ import random
 
 import pytest
 
-from lib import images
+from lib import images, peers
+from lib.daemon import Daemon
 from lib.tools import libnbd, need, output, run
 from lib.workload import Workload, read_all
 
 KIB, MIB = 1 << 10, 1 << 20
+SECRET = ('--object', 'secret,id=s,data=x')
+CIPHERS = (
+    {},
+    {'cipher-alg': 'aes-128', 'cipher-mode': 'cbc', 'ivgen-alg': 'essiv', 'ivgen-hash-alg': 'sha256'},
+    {'cipher-alg': 'serpent-256', 'hash-alg': 'sha512'},
+    {'cipher-alg': 'twofish-128', 'cipher-mode': 'ctr', 'ivgen-alg': 'plain64'},
+)
 FIRST, LAST = map(int, os.environ.get('GRANARY_TEST_SEEDS', '0-39').split('-'))
 
 
@@ -36,6 +44,7 @@ class Drawn:
         self.extended = self.v3 and self.cluster >= 16 * KIB and rng.random() < 0.4
         self.data_file = self.v3 and rng.random() < 0.2
         self.data_raw = self.data_file and rng.random() < 0.5
+        self.cipher = rng.choice(CIPHERS) if rng.random() < 0.2 else None
         self.backing = None if self.data_raw else rng.choice((None, None, 'raw', 'qcow2'))
         self.preallocation = rng.choice(('off', 'off', 'off', 'metadata', 'falloc', 'full'))
         if self.backing and not self.extended:
@@ -43,17 +52,40 @@ class Drawn:
         self.shadow = bytes(self.size)
         self.fresh = True
         self.snapshots = {}  # contents by name
+        self.bitmaps = {}  # by name: granularity, whether it records, granules that it must show at least
+        self.may_have_bitmaps = self.v3 and self.cluster > 512  # the header has little room else
+        self.compresses = not self.data_file and self.cipher is None and rng.random() < 0.7
+        # Compressed clusters that share a host cluster leave no room for snapshots in narrow refcounts.
+        self.shares = self.compresses and self.refcount_bits < 8
 
     def __str__(self):
-        hidden = ('rng', 'directory', 'path', 'shadow', 'fresh', 'snapshots')
+        hidden = ('rng', 'directory', 'path', 'shadow', 'fresh', 'snapshots', 'bitmaps')
         return ' '.join(f'{name}={value}' for name, value in vars(self).items() if name not in hidden)
 
     @property
     def may_have_snapshots(self):
-        return not self.data_file and self.refcount_bits > 1 + len(self.snapshots).bit_length()
+        return not self.data_file and not self.shares and self.refcount_bits > 1 + len(self.snapshots).bit_length()
 
     def choose_snapshot(self):
         return self.rng.choice(sorted(self.snapshots))
+
+    @property
+    def secret(self):
+        return SECRET if self.cipher is not None else ()
+
+    @property
+    def node(self):
+        """Options of the node that opens it."""
+        encrypt = {'format': 'luks', 'key-secret': 's'} if self.secret else None
+        file = {'driver': 'file', 'filename': str(self.path)}
+        return {'driver': 'qcow2', 'file': file} | ({'encrypt': encrypt} if encrypt else {})
+
+    def wrote(self, content):
+        for granularity, records, granules in self.bitmaps.values():
+            for at in range(0, self.size if records else 0, granularity):
+                if content[at : at + granularity] != self.shadow[at : at + granularity]:
+                    granules.add(at // granularity)
+        self.shadow, self.fresh = bytes(content), False
 
     def make_backing(self):
         if not self.backing:
@@ -73,6 +105,10 @@ class Reference:
     def __init__(self, drawn, daemon):
         self.drawn = drawn
 
+    def spec(self):
+        """How its programs are told of the image."""
+        return *self.drawn.secret, 'json:' + json.dumps(self.drawn.node)
+
     def create(self):
         drawn = self.drawn
         options = {
@@ -87,13 +123,14 @@ class Reference:
         if drawn.extended:
             options['extended_l2'] = 'on'
         if drawn.data_file:
-            options['data_file'] = 'image.data'
+            options['data_file'] = drawn.directory / 'image.data'
             options['data_file_raw'] = 'on' if drawn.data_raw else 'off'
-        backing = ['-b', 'base', '-F', drawn.backing] if drawn.backing else []
-        run(
-            'qemu-img',
-            'create',
-            '-q',
+        if drawn.secret:
+            options |= {'encrypt.format': 'luks', 'encrypt.key-secret': 's', 'encrypt.iter-time': 10}
+            options |= {f'encrypt.{key}': value for key, value in drawn.cipher.items()}
+        backing = ['-b', drawn.directory / 'base', '-F', drawn.backing] if drawn.backing else []
+        images.create_encrypted(
+            *drawn.secret,
             '-f',
             'qcow2',
             '-o',
@@ -101,7 +138,6 @@ class Reference:
             *backing,
             drawn.path,
             drawn.size,
-            cwd=drawn.directory,
         )
 
     def write(self):
@@ -109,7 +145,7 @@ class Reference:
         drawn, commands, shadow = self.drawn, [], bytearray(self.drawn.shadow)
         pieces = [(*extent, 'write') for extent in images.extents(drawn.rng, drawn.size, 12)]
         # It compresses into clusters that nobody has written yet, and refuses all others.
-        if drawn.fresh and not drawn.data_file and drawn.preallocation == 'off':
+        if drawn.fresh and drawn.compresses and drawn.preallocation == 'off':
             some = drawn.rng.sample(range(drawn.size // drawn.cluster), min(8, drawn.size // drawn.cluster))
             pieces = [(at * drawn.cluster, drawn.cluster, 0x33, 'write -c') for at in some] + pieces
         for offset, length, value, kind in pieces:
@@ -117,22 +153,57 @@ class Reference:
                 kind = drawn.rng.choice(('write -z', 'write -z -u'))
             commands.append(f'{kind} -P {value} {offset} {length}' if value else f'{kind} {offset} {length}')
             shadow[offset : offset + length] = bytes([value or 0]) * length
-        images.qemu_io(drawn.path, commands)
-        drawn.shadow, drawn.fresh = bytes(shadow), False
+        arguments = [argument for command in commands for argument in ('-c', command)]
+        run('qemu-io', *arguments, *self.spec())
+        drawn.wrote(shadow)
 
     def snapshot(self, action, name):
-        run('qemu-img', 'snapshot', {'make': '-c', 'apply': '-a', 'delete': '-d'}[action], name, self.drawn.path)
+        run('qemu-img', 'snapshot', {'make': '-c', 'apply': '-a', 'delete': '-d'}[action], name, *self.spec())
 
-    def read(self):
-        return images.to_raw(self.drawn.path)
+    def bitmap(self, action, name, granularity=None):
+        more = ['-g', granularity] if granularity else []
+        run('qemu-img', 'bitmap', f'--{action}', *more, *self.spec(), name)
 
-    def read_snapshot(self, name):
-        raw = self.drawn.directory / 'snapshot.raw'
-        run('qemu-img', 'convert', '-O', 'raw', '-l', f'snapshot.name={name}', self.drawn.path, raw)
+    def read(self, *snapshot):
+        raw = self.drawn.directory / 'content.raw'
+        run('qemu-img', 'convert', '-O', 'raw', *snapshot, *self.spec(), raw)
         return raw.read_bytes()
 
+    def read_snapshot(self, name):
+        return self.read('-l', f'snapshot.name={name}')
+
     def info(self):
-        return json.loads(output('qemu-img', 'info', '--output=json', self.drawn.path, cwd=self.drawn.directory))
+        return json.loads(output('qemu-img', 'info', '--output=json', self.drawn.path))
+
+    def check(self):
+        """Clean; returns what it has counted."""
+        return json.loads(output('qemu-img', 'check', '--output=json', *self.spec()))
+
+    def bitmaps(self):
+        """What they show, by its daemon."""
+        program, modules = peers.storage_daemon()
+        directory = self.drawn.directory / 'reference'
+        directory.mkdir()
+        served = Daemon(directory, program, {'QEMU_MODULE_DIR': modules} if modules else None)
+        served.start(*self.drawn.secret, nbd=True)
+        try:
+            served.blockdev_add(node_name='q', read_only=True, **self.drawn.node)
+            return shown_bitmaps(served, self.drawn.bitmaps)
+        finally:
+            served.kill()
+
+
+def shown_bitmaps(served, names):
+    """The dirty ranges of each, by name. (Checksums of bitmaps are of no use: the reference's depend on how it loaded them.)"""
+    served.export('q', name='x', bitmaps=list(names))
+    found = {}
+    for name in names:
+        handle = libnbd().NBD()
+        handle.add_meta_context(f'qemu:dirty-bitmap:{name}')
+        handle.connect_uri(served.uri('x'))
+        found[name] = dirty_ranges(handle)
+        handle.shutdown()
+    return found
 
 
 class Granary:
@@ -156,7 +227,7 @@ class Granary:
             options['refcount-bits'] = drawn.refcount_bits
             options['compression-type'] = 'zstd' if drawn.zstd else 'zlib'
         if drawn.backing:
-            options |= {'backing-file': 'base', 'backing-fmt': drawn.backing}
+            options |= {'backing-file': str(drawn.directory / 'base'), 'backing-fmt': drawn.backing}
         files = {'file': drawn.path}
         if drawn.data_file:
             files['data-file'] = drawn.directory / 'image.data'
@@ -168,14 +239,18 @@ class Granary:
         served.qmp.run_job('create', 'blockdev-create', options=options | {node: node for node in files})
         served.stop()
 
-    def serve(self, **options):
-        drawn = self.drawn
-        served = self.daemon(nbd=True)
-        file = {'driver': 'file', 'filename': str(drawn.path)}
-        served.blockdev_add(driver='qcow2', node_name='q', file=file, **options)
-        served.export('q', writable=not options.get('read_only', False))
+    def open(self, **options):
+        served = self.daemon(*self.drawn.secret, nbd=True)
+        served.blockdev_add(node_name='q', **self.drawn.node, **options)
+        return served
+
+    def serve(self, node='q', **options):
+        served = self.open(**options)
+        if node == 'c':
+            served.blockdev_add(driver='compress', node_name='c', file='q')
+        served.export(node, name='x', writable=not options.get('read_only', False))
         handle = libnbd().NBD()
-        handle.connect_uri(served.uri('q'))
+        handle.connect_uri(served.uri('x'))
         return served, handle
 
     def write(self):
@@ -185,12 +260,41 @@ class Granary:
         work.run(rounds=6)
         handle.shutdown()
         served.stop()
-        drawn.shadow, drawn.fresh = bytes(work.shadow), False
+        drawn.wrote(work.shadow)
+        if drawn.compresses and drawn.size % drawn.cluster == 0 and drawn.rng.random() < 0.7:
+            self.write_compressed()
+
+    def write_compressed(self):
+        """Whole clusters, some of which get smaller."""
+        drawn, shadow = self.drawn, bytearray(self.drawn.shadow)
+        served, handle = self.serve('c')
+        for at in drawn.rng.sample(range(drawn.size // drawn.cluster), min(8, drawn.size // drawn.cluster)):
+            period = drawn.rng.choice((1, 7, 100, drawn.cluster))
+            data = (drawn.rng.randbytes(period) * (drawn.cluster // period + 1))[: drawn.cluster]
+            handle.pwrite(data, at * drawn.cluster)
+            shadow[at * drawn.cluster : (at + 1) * drawn.cluster] = data
+        handle.shutdown()
+        served.stop()
+        drawn.wrote(shadow)
+
+    def bitmap(self, action, name, granularity=None):
+        served = self.open()
+        more = {'granularity': granularity, 'persistent': True} if granularity else {}
+        served.cmd(f'block-dirty-bitmap-{action}', node='q', name=name, **more)
+        served.stop()
+
+    def bitmaps(self):
+        """What they show, which is at least what they must."""
+        served = self.open(read_only=True)
+        found = shown_bitmaps(served, self.drawn.bitmaps)
+        served.stop()
+        for name, (granularity, _, granules) in self.drawn.bitmaps.items():
+            for at in (granule * granularity for granule in granules):
+                assert any(start <= at < end for start, end in found[name]), f'{name} at {at}; {self.drawn}'
+        return found
 
     def snapshot(self, action, name):
-        served = self.daemon()
-        file = {'driver': 'file', 'filename': str(self.drawn.path)}
-        served.blockdev_add(driver='qcow2', node_name='q', file=file)
+        served = self.open()
         command = {
             'make': 'blockdev-snapshot-internal-sync',
             'apply': 'x-blockdev-snapshot-apply-internal',
@@ -221,7 +325,7 @@ def change_snapshots(drawn, sides):
     if action == 'none' or (action == 'make' and not drawn.may_have_snapshots):
         return []
     if action != 'make':
-        if not drawn.snapshots:
+        if not drawn.snapshots or (action == 'apply' and drawn.bitmaps):  # which nobody takes along
             return []
         name = drawn.choose_snapshot()
     side.snapshot(action, name)
@@ -231,6 +335,43 @@ def change_snapshots(drawn, sides):
         drawn.shadow = drawn.snapshots[name]
     else:
         del drawn.snapshots[name]
+    return [f'{action} {name} by {type(side).__name__}']
+
+
+def dirty_ranges(handle):
+    """Of the one bitmap that the connection has asked for; none touch."""
+    ranges, at = [], 0
+
+    def extent(name, offset, entries, _):
+        nonlocal at
+        for length, flags in zip(entries[::2], entries[1::2]):
+            if flags & 1:
+                start = ranges.pop()[0] if ranges and ranges[-1][1] == at else at
+                ranges.append((start, at + length))
+            at += length
+
+    while at < handle.get_size():
+        handle.block_status(handle.get_size() - at, at, extent)
+    return ranges
+
+
+def change_bitmaps(drawn, sides):
+    """Makes, removes or changes one, now and then; returns what was done."""
+    if not drawn.may_have_bitmaps or drawn.rng.random() < 0.4:
+        return []
+    side = drawn.rng.choice(sides)
+    action = drawn.rng.choice(('add', 'clear', 'disable', 'enable', 'remove')) if drawn.bitmaps else 'add'
+    name = f'b{drawn.rng.randrange(1 << 30)}' if action == 'add' else drawn.rng.choice(sorted(drawn.bitmaps))
+    granularity = drawn.rng.choice((512, 4 * KIB, 64 * KIB, 2 * MIB)) if action == 'add' else None
+    side.bitmap(action, name, granularity)
+    if action == 'add':
+        drawn.bitmaps[name] = (granularity, True, set())
+    elif action == 'remove':
+        del drawn.bitmaps[name]
+    else:
+        granularity, records, granules = drawn.bitmaps[name]
+        records = action == 'enable' or (action == 'clear' and records)
+        drawn.bitmaps[name] = (granularity, records, set() if action == 'clear' else granules)
     return [f'{action} {name} by {type(side).__name__}']
 
 
@@ -244,10 +385,11 @@ def compare_contents(drawn, reader, done):
 
 def compare_info(drawn, ours, reference):
     """All that is said of the image, but for what moves (bytes in use) and the names as given."""
+    mine, theirs = ours.info(), reference.info()
+    # Not said by the reference of Debian 12.
+    mine['format-specific']['data'].get('encrypt', {}).pop('detached-header', None)
     moving = {'actual-size', 'filename', 'full-backing-filename', 'children', 'backing-image', 'dirty-flag', 'limits'}
-    mine, theirs = (
-        {key: value for key, value in side.items() if key not in moving} for side in (ours.info(), reference.info())
-    )
+    mine, theirs = ({key: value for key, value in side.items() if key not in moving} for side in (mine, theirs))
     assert mine == theirs, str(drawn)
 
 
@@ -257,17 +399,22 @@ def test_both_in_turn(seed, daemon, tmp):
     drawn = Drawn(seed, tmp)
     ours, reference = Granary(drawn, daemon), Reference(drawn, daemon)
     drawn.make_backing()
-    maker = drawn.rng.choice((ours, reference))
+    maker = reference if drawn.secret else drawn.rng.choice((ours, reference))
     maker.create()
+    if drawn.secret and drawn.preallocation != 'off':
+        drawn.shadow = reference.read()  # zeroes that nobody has encrypted
     done = [f'create by {type(maker).__name__}']
     for _ in range(drawn.rng.randrange(2, 5)):
+        done += change_bitmaps(drawn, (ours, reference))
         writer = drawn.rng.choice((ours, reference))
         writer.write()
         done.append(f'write by {type(writer).__name__}')
         done += change_snapshots(drawn, (ours, reference))
-        images.check(drawn.path)
+        reference.check()
         for reader in (reference, ours):
             compare_contents(drawn, reader, done)
     for name, content in drawn.snapshots.items():
         assert reference.read_snapshot(name) == content, f'snapshot {name} after {done}; {drawn}'
+    if drawn.bitmaps:
+        assert ours.bitmaps() == reference.bitmaps(), f'{done}; {drawn}'
     compare_info(drawn, ours, reference)
