@@ -185,21 +185,39 @@ def snapshot_image(tmp):
     return path, int.from_bytes(path.read_bytes()[64:72], 'big')
 
 
+def test_broken_table(daemon, tmp):
+    """An image whose snapshot table cannot be is not opened."""
+    path, table = snapshot_image(tmp)
+    patch(path, table + 36, (4096).to_bytes(4, 'big'))
+    served = daemon()
+    with pytest.raises(QmpError, match='Too much extra metadata in snapshot table entry 0'):
+        served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
+
+
 @pytest.mark.parametrize(
     'at, data, text',
     [
-        (0, (1 << 62) + 512, 'unaligned'),
-        (8, 1 << 31, 'too large'),
-        (36, 4096, 'Too much extra metadata'),
+        (0, ((1 << 62) + 512).to_bytes(8, 'big'), 'Snapshot L1 table offset invalid'),
+        (0, (0xFFFFFFFFFFFFF000).to_bytes(8, 'big'), 'Snapshot L1 table offset invalid'),
+        (8, (1 << 31).to_bytes(4, 'big'), 'Snapshot L1 table too large'),
     ],
 )
-def test_broken_tables(at, data, text, daemon, tmp):
-    """An image whose snapshot table cannot be is not opened."""
+def test_broken_l1_tables(at, data, text, daemon, tmp):
+    """As with the reference, the image can be used, but its snapshots cannot be changed."""
     path, table = snapshot_image(tmp)
-    patch(path, table + at, data.to_bytes(8 if at == 0 else 4, 'big'))
-    served = daemon()
-    with pytest.raises(QmpError, match=text):
-        served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
+    patch(path, table + at, data)
+    served = daemon(nbd=True)
+    served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
+    for command in ('blockdev-snapshot-delete-internal-sync', 'x-blockdev-snapshot-apply-internal'):
+        with pytest.raises(QmpError, match=text):
+            served.cmd(command, device='q', name='one')
+    served.export('q', writable=True)
+    handle = libnbd().NBD()
+    handle.connect_uri(served.uri('q'))
+    handle.pwrite(b'3' * 100000, 16384)
+    assert handle.pread(200000, 0) == b'\1' * 16384 + b'3' * 100000 + bytes(83616)
+    handle.shutdown()
+    served.stop()
 
 
 def test_snapshot_of_free_clusters(daemon, tmp):

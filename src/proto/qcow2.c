@@ -73,12 +73,12 @@ static int check_compression(const Qcow2Header *header, Error *err)
 {
     bool flagged = header->incompatible & QCOW2_INCOMPATIBLE_COMPRESSION;
 
+    if (header->compression_type > QCOW2_COMPRESSION_ZSTD)
+        return err_set(err, -ENOTSUP, "qcow2: unknown compression type: %u", header->compression_type);
     if (flagged && header->compression_type == QCOW2_COMPRESSION_ZLIB)
         return err_set(err, -EINVAL, "qcow2: Compression type incompatible feature bit must not be set");
     if (!flagged && header->compression_type != QCOW2_COMPRESSION_ZLIB)
         return err_set(err, -EINVAL, "qcow2: Compression type incompatible feature bit must be set");
-    if (header->compression_type > QCOW2_COMPRESSION_ZSTD)
-        return err_set(err, -ENOTSUP, "qcow2: unknown compression type: %u", header->compression_type);
     return 0;
 }
 
@@ -111,7 +111,9 @@ int qcow2_header_decode(const uint8_t *data, size_t bytes, Qcow2Header *ret_head
         if (r < 0)
             return r;
     }
-    r = check_backing(&header, err);
+    r = check_compression(&header, err);
+    if (r == 0)
+        r = check_backing(&header, err);
     if (r < 0)
         return r;
     *ret_header = header;
@@ -141,14 +143,12 @@ uint64_t qcow2_l1_entries_for(const Qcow2Header *header, uint64_t size)
 int qcow2_header_check(const Qcow2Header *header, Error *err)
 {
     uint64_t l1_needed;
-    int r = check_compression(header, err);
+    int r;
 
-    if (r < 0)
-        return r;
     if (header->refcount_order > QCOW2_MAX_REFCOUNT_ORDER)
         return err_set(err, -EINVAL, "Reference count entry width too large; may not exceed 64 bits");
     if (header->crypt_method > QCOW2_CRYPT_LUKS)
-        return err_set(err, -EINVAL, "Unsupported encryption method %" PRIu32, header->crypt_method);
+        return err_set(err, -EINVAL, "Unsupported encryption method %" PRId32, (int32_t)header->crypt_method);
     if ((header->incompatible & QCOW2_INCOMPATIBLE_EXTENDED_L2) &&
         header->cluster_bits < QCOW2_MIN_EXTENDED_CLUSTER_BITS)
         return err_set(err, -EINVAL, "Unsupported subcluster size: %u",
@@ -268,8 +268,10 @@ int qcow2_extension_next(
     Qcow2Extension extension;
     size_t at = *offset;
 
-    if (area_bytes < 8 || at > area_bytes - 8)
+    if (at >= area_bytes)
         return 0;
+    if (area_bytes - at < 8)
+        return err_set(err, -EINVAL, "Header extension too large");
     extension.magic = get_be32(area + at);
     extension.bytes = get_be32(area + at + 4);
     if (extension.magic == QCOW2_EXT_END)

@@ -300,7 +300,7 @@ static int walk_snapshot(Check *c, uint32_t number, uint64_t *at, uint64_t *l1_b
         c->result->corruptions++;
         c->incomplete++;
     }
-    if (in_cluster(q, place.l1_offset) || place.l1_entries > QCOW2_MAX_L1_BYTES / 8) {
+    if (!snapshot_l1_is_sound(q, place.l1_offset, place.l1_entries)) {
         check_say(c,
             "the L1 table of snapshot %" PRIu32 " cannot be: offset %#" PRIx64 ", %" PRIu32 " entries",
             number, place.l1_offset, place.l1_entries);

@@ -61,9 +61,6 @@ static int open_luks(Qcow2 *q, const char *secret, Error *err)
     uint8_t *key;
     int r;
 
-    if (!q->crypt_bytes)
-        return err_set(
-            err, -EINVAL, "Missing CRYPTO header for crypt method %" PRIu32, q->header.crypt_method);
     c->luks = true;
     r = luks_read(&io, false, &c->volume, err);
     if (r == 0)
@@ -121,6 +118,9 @@ int crypt_open(Qcow2 *q, const BlockdevQcow2Encryption *options, Error *err)
 
     if (r < 0 || !q->header.crypt_method)
         return r;
+    if (q->header.crypt_method == QCOW2_CRYPT_LUKS && !q->crypt_bytes)
+        return err_set(
+            err, -EINVAL, "Missing CRYPTO header for crypt method %" PRIu32, q->header.crypt_method);
     if (options)
         secret = options->format == BLOCKDEV_QCOW2_ENCRYPTION_FORMAT_LUKS ? options->u.luks.key_secret
                                                                           : options->u.aes.key_secret;

@@ -88,17 +88,19 @@ static int take_extension(Qcow2 *q, const Qcow2Extension *e, Error *err)
     }
 }
 
-/* area: the first cluster of the file, or what there is of it. */
+/* area: the first cluster of the file. What is wrong is told in the reference's order. */
 static int parse_extensions(Qcow2 *q, const uint8_t *area, size_t bytes, Error *err)
 {
-    uint64_t end = q->header.backing_offset ? MIN(q->header.backing_offset, (uint64_t)bytes) : bytes;
-    size_t start = q->header.header_bytes, offset = 0;
+    uint64_t start = q->header.header_bytes,
+             end = q->header.backing_offset ? MIN(q->header.backing_offset, (uint64_t)bytes) : bytes;
     Qcow2Extension extension;
+    size_t offset = 0;
     int r;
 
-    if (start > end)
-        return q->header.backing_offset ? err_set(err, -EINVAL, "Invalid backing file offset") : 0;
+    start = MIN(start, end); /* a name within the header leaves no room for any */
     r = qcow2_features_check(&q->header, area + start, end - start, err);
+    if (r == 0)
+        r = qcow2_header_check(&q->header, err);
     if (r < 0)
         return r;
     while ((r = qcow2_extension_next(area + start, end - start, &offset, &extension, err)) == 1) {
@@ -134,16 +136,14 @@ static int read_header(Qcow2 *q, Error *err)
     r = qcow2_header_decode(head, bytes, &q->header, err);
     if (r < 0)
         return r;
-    bytes = MIN(size, UINT64_C(1) << q->header.cluster_bits);
+    bytes = (size_t)1 << q->header.cluster_bits;
     area = mem_try_zalloc(1, bytes);
     if (!area)
         return err_set(err, -ENOMEM, "Could not allocate the header area");
-    r = edge_pread(q->file, 0, area, bytes);
+    r = child_pread(q->file, 0, area, bytes);
     if (r < 0)
         return err_set_errno(err, r, "Could not read qcow2 extensions");
     r = parse_extensions(q, area, bytes, err);
-    if (r == 0)
-        r = qcow2_header_check(&q->header, err);
     if (r == 0)
         r = take_backing_name(q, area, bytes, err);
     return r;

@@ -69,6 +69,8 @@ int overlap_protect_snapshots(Qcow2 *q, Error *err)
         return 0;
     for (uint32_t i = 0; r == 0 && i < q->header.snapshots; i++) {
         r = snapshot_next(q, &at, &place);
+        if (r == 0 && !snapshot_l1_is_sound(q, place.l1_offset, place.l1_entries))
+            continue;
         bytes += place.l1_entries * UINT64_C(8);
         if (r == 0 && bytes > LIMIT_PROTECTED_L1_BYTES)
             return err_set(err, -EFBIG,

@@ -39,17 +39,10 @@ void snapshot_table_done(SnapshotTable *table)
     *table = (SnapshotTable){0};
 }
 
-static int check_entry(const Qcow2 *q, const uint8_t *fixed, size_t number, Error *err)
+bool snapshot_l1_is_sound(const Qcow2 *q, uint64_t offset, uint32_t entries)
 {
-    if (in_cluster(q, get_be64(fixed)))
-        return err_set(
-            err, -EINVAL, "Could not read snapshots: L1 table of snapshot %zu is unaligned", number);
-    if (get_be32(fixed + 8) > QCOW2_MAX_L1_BYTES / 8)
-        return err_set(err, -EFBIG, "Could not read snapshots: L1 table of snapshot %zu too large", number);
-    if (get_be32(fixed + 36) > LIMIT_SNAPSHOT_EXTRA_BYTES)
-        return err_set(err, -EINVAL,
-            "Could not read snapshots: Too much extra metadata in snapshot table entry %zu", number);
-    return 0;
+    return !in_cluster(q, offset) && entries <= QCOW2_MAX_L1_BYTES / 8 &&
+           !out_of_range(offset, entries * UINT64_C(8), LIMIT_NODE_BYTES);
 }
 
 /* Reads the entry at *at, or with table NULL only looks at it, and moves on. */
@@ -61,22 +54,21 @@ static int read_entry(Qcow2 *q, SnapshotTable *table, size_t number, uint64_t *a
     int r = child_pread(q->file, *at, fixed, sizeof(fixed));
 
     if (r < 0)
-        return err_set_errno(err, r, "Could not read snapshots: Failed to read snapshot table");
-    r = check_entry(q, fixed, number, err);
-    if (r < 0)
-        return r;
+        return err_set_errno(err, r, "Failed to read snapshot table");
+    if (get_be32(fixed + 36) > LIMIT_SNAPSHOT_EXTRA_BYTES)
+        return err_set(err, -EINVAL, "Too much extra metadata in snapshot table entry %zu", number);
     bytes = qcow2_snapshot_bytes(fixed);
     if (*at + bytes - q->header.snapshots_offset > LIMIT_SNAPSHOT_TABLE_BYTES)
-        return err_set(err, -EFBIG, "Could not read snapshots: Snapshot table is too big");
+        return err_set(err, -EFBIG, "Snapshot table is too big");
     if (table) {
         entry = &table->items[table->count];
         entry->raw = mem_try_zalloc(1, bytes);
         if (!entry->raw)
-            return err_set(err, -ENOMEM, "Could not read snapshots: Out of memory");
+            return err_set(err, -ENOMEM, "Out of memory");
         table->count++;
         r = child_pread(q->file, *at, entry->raw, bytes);
         if (r < 0)
-            return err_set_errno(err, r, "Could not read snapshots: Failed to read snapshot table");
+            return err_set_errno(err, r, "Failed to read snapshot table");
         /* Its length is the one that was checked, whatever the file says by now. */
         memcpy(entry->raw, fixed, sizeof(fixed));
         entry->bytes = bytes;
@@ -110,7 +102,7 @@ int snapshot_table_read(Qcow2 *q, SnapshotTable *table, Error *err)
     /* Room for one more. */
     *table = (SnapshotTable){.items = mem_try_zalloc(q->header.snapshots + (size_t)1, sizeof(*table->items))};
     if (!table->items)
-        return err_set(err, -ENOMEM, "Could not read snapshots: Out of memory");
+        return err_set(err, -ENOMEM, "Out of memory");
     return walk_table(q, table, err);
 }
 
@@ -224,6 +216,11 @@ static int change_begin(Qcow2 *q, Change *c, Error *err)
     *c = (Change){0};
     co_mutex_lock_shielded(&q->change_lock);
     r = q->corrupt ? err_set(err, -EIO, "Image is corrupt") : snapshot_table_read(q, &c->table, err);
+    for (size_t i = 0; r == 0 && i < c->table.count; i++)
+        if (!snapshot_l1_is_sound(q, c->table.items[i].s.l1_offset, c->table.items[i].s.l1_entries))
+            r = c->table.items[i].s.l1_entries > QCOW2_MAX_L1_BYTES / 8
+                    ? err_set(err, -EFBIG, "Snapshot L1 table too large")
+                    : err_set(err, -EINVAL, "Snapshot L1 table offset invalid");
     return r < 0 ? r : shadow_begin(q, &c->s);
 }
 

@@ -59,14 +59,13 @@ static int load_bits(Qcow2 *q, StoredBitmap *item, Error *err)
     uint64_t needed = qcow2_bitmap_entries_for(q->node->size, item->granularity_bits, q->cluster_bits);
     int r = buffer ? 0 : -ENOMEM;
 
-    if (r == 0 && item->table_entries != needed)
-        r = -EINVAL;
-    if (r < 0)
-        return err_set_errno(err, r, "Could not read bitmap '%s' from image", item->name);
-    r = stored_read_table(q, item, &item->table);
+    if (r == 0)
+        r = stored_read_table(q, item, &item->table);
     if (r < 0)
         return err_set_errno(
             err, r, "Could not read bitmap_table table from image for bitmap '%s'", item->name);
+    if (item->table_entries != needed)
+        r = -EINVAL;
     for (uint32_t i = 0; r == 0 && i < item->table_entries; i++)
         r = load_cluster(q, item, i, buffer);
     return r < 0 ? err_set_errno(err, r, "Could not read bitmap '%s' from image", item->name) : 0;
@@ -242,22 +241,34 @@ static int walk_entry(Qcow2 *q, const Qcow2BitmapEntry *entry, BitmapWalkFn *fn,
     return r;
 }
 
+/* Those that are in use may be of another size: nobody looks at their bits. */
+static bool fits_disk(const Qcow2 *q, const Qcow2BitmapEntry *entry)
+{
+    return (entry->flags & QCOW2_BITMAP_IN_USE) ||
+           entry->table_entries ==
+               qcow2_bitmap_entries_for(q->node->size, entry->granularity_bits, q->cluster_bits);
+}
+
 static int walk_entries(Qcow2 *q, const uint8_t *directory, BitmapWalkFn *fn, void *arg)
 {
     AUTO_ERROR Error ignored = ERROR_INIT;
+    const Qcow2BitmapsExt *ext = &q->stored->directory;
     Qcow2BitmapEntry entry;
+    uint32_t count = 0;
     size_t at = 0;
     int r;
 
-    while ((r = qcow2_bitmap_entry_next(
-                directory, q->stored->directory.directory_bytes, &at, &entry, &ignored)) == 1) {
-        r = qcow2_bitmap_entry_check(&entry, q->cluster_bits, 0, &ignored);
+    while ((r = qcow2_bitmap_entry_next(directory, ext->directory_bytes, &at, &entry, &ignored)) == 1) {
+        r = qcow2_bitmap_entry_check(&entry, q->cluster_bits, q->node->size, &ignored);
+        if (r == 0 && !fits_disk(q, &entry))
+            r = -EINVAL;
         if (r == 0)
             r = walk_entry(q, &entry, fn, arg);
         if (r < 0)
             return r;
+        count++;
     }
-    return r;
+    return r < 0 ? r : count == ext->count ? 0 : -EINVAL;
 }
 
 int image_walk_bitmaps(Qcow2 *q, BitmapWalkFn *fn, void *arg)
