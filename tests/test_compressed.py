@@ -218,3 +218,29 @@ def test_reopening_with_another_child(daemon, tmp):
         images.check(name)
         assert used_by_compressed(name)
         assert images.to_raw(name)[:65536] == byte * 65536
+
+
+def test_size_below_changes(daemon, tmp, rng):
+    """The filter has the size that its child has been given meanwhile, and compresses up to the new end."""
+    nbd = libnbd()
+    need('qemu-img')
+    path = tmp / 'image'
+    create(path, 'zlib', 65536, {}, MIB)
+    served = serve(daemon, path)
+    content = b''
+    for size in (3 * MIB, 2 * MIB, 4 * MIB):
+        served.cmd('block-export-del', id='e', mode='hard')
+        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        served.cmd('block_resize', node_name='q', size=size)
+        served.export('c', 'e', writable=True)
+        handle = nbd.NBD()
+        handle.connect_uri(served.uri('c'))
+        assert handle.get_size() == size
+        assert handle.pread(size, 0) == (content + bytes(size))[:size]
+        content = compressible(rng, size, 4)
+        handle.pwrite(content, 0)
+        assert handle.pread(size, 0) == content
+        handle.shutdown()
+    served.stop()
+    images.check(path)
+    assert images.to_raw(path) == content

@@ -99,13 +99,18 @@ static int compress_status(Node *node, uint64_t offset, uint64_t bytes, BlockSta
     return edge_status(node->file, offset, bytes, ret_status);
 }
 
+static void compress_refresh_size(Node *node)
+{
+    node->size = node_size(edge_node(node->file));
+}
+
 static int compress_resize(
     Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err)
 {
     int r = edge_resize(node->file, size, exact, prealloc, flags, err);
 
     if (r == 0)
-        node->size = node_size(edge_node(node->file));
+        compress_refresh_size(node);
     return r;
 }
 
@@ -140,6 +145,7 @@ const Driver driver_compress = {
     .discard = compress_discard,
     .status = compress_status,
     .resize = compress_resize,
+    .refresh_size = compress_refresh_size,
     .info = compress_info,
     .filename_is_plain = compress_filename_is_plain,
     .reopen_prepare = compress_reopen_prepare,
