@@ -87,9 +87,11 @@ static int grow_l1(Qcow2 *q, uint64_t entries)
         r = refcount_alloc_exact(q, clusters, &larger.offset);
     if (r == 0) {
         r = write_larger_l1(q, &larger, clusters);
-        if (r <
-            0) /* never named by a durable header; what was protected is released with the last reference */
-            free_range(q, FREE_READY, larger.offset, clusters << q->cluster_bits, false);
+        /* No header names it; what was protected is released with the last reference. */
+        if (r < 0 && !q->corrupt) {
+            free_range(q, FREE_READY, larger.offset, clusters << q->cluster_bits, true);
+            (void)!free_reclaim(q);
+        }
     }
     if (r == 0) {
         adopt_l1(q, &larger);
