@@ -8,15 +8,12 @@ import subprocess
 import pytest
 
 from lib import images
+from lib.luks import MIB, OTHER, PASSWORD, SECRET, connect, cryptsetup_opens, open_volume, scatter
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
 from lib.workload import read_all
 
-MIB = 1 << 20
 SIZE = 2 * MIB + 512
-PASSWORD = 'a pass,word=\u00e4'
-SECRET = ('--object', json.dumps({'qom-type': 'secret', 'id': 's', 'data': PASSWORD}))
-OTHER = ('--object', 'secret,id=t,data=other')
 # cipher-alg, cipher-mode, ivgen-alg, ivgen-hash-alg, hash-alg
 COMBINATIONS = [
     ('aes-256', 'xts', 'plain64', None, 'sha256'),
@@ -74,32 +71,6 @@ def make(served, path, combination=COMBINATIONS[0], **more):
     served.cmd('blockdev-del', node_name='new')
 
 
-def open_volume(served, path, name='l', secret='s', **more):
-    served.blockdev_add(
-        driver='luks', node_name=name, key_secret=secret, file={'driver': 'file', 'filename': str(path)}, **more
-    )
-
-
-def connect(served, name='l'):
-    served.export(name, writable=True)
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri(name))
-    return handle
-
-
-def scatter(handle, rng, shadow):
-    """Writes of many sizes; each is read back."""
-    for _ in range(60):
-        length = min(rng.choice((512, 1024, 4096, 70144, 300032, MIB + 512)), len(shadow))
-        offset = rng.randrange(0, len(shadow) - length + 1, 512)
-        data = rng.randbytes(length)
-        handle.pwrite(data, offset)
-        shadow[offset : offset + length] = data
-        assert handle.pread(length, offset) == data
-    handle.zero(4096, 8192)
-    shadow[8192:12288] = bytes(4096)
-
-
 @pytest.mark.parametrize('combination', COMBINATIONS, ids=str)
 def test_interchange(combination, daemon, tmp, rng):
     """Both programs read what the other made and wrote."""
@@ -135,13 +106,6 @@ def test_a_key_that_fills_no_whole_sectors(daemon, tmp, rng):
     scatter(handle, rng, shadow)
     assert read_all(handle) == shadow
     handle.shutdown()
-
-
-def cryptsetup_opens(path, password=PASSWORD, code=0):
-    done = subprocess.run(
-        ['cryptsetup', 'open', '--test-passphrase', '--key-file=-', path], input=password.encode(), capture_output=True
-    )
-    assert done.returncode == code, done.stderr
 
 
 @pytest.mark.parametrize(

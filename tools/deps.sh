@@ -4,10 +4,10 @@
 set -eu
 
 build='meson ninja-build gcc pkg-config python3 liburing-dev libdeflate-dev libzstd-dev zlib1g-dev libgnutls28-dev nettle-dev libcmocka-dev systemtap-sdt-dev
-       libcap-ng-dev libseccomp-dev libfuse3-dev'
+       libargon2-dev libcap-ng-dev libseccomp-dev libfuse3-dev'
 run='file libnbd-bin qemu-utils e2fsprogs socat'
 check='fuse3 clang g++ pkg-config libclang-rt-14-dev llvm-14 python3-pytest python3-pytest-xdist python3-libnbd libnbd-bin fio qemu-utils qemu-system-common
-       qemu-block-extra qemu-system-x86 e2fsprogs mount strace systemd cryptsetup-bin'
+       qemu-block-extra qemu-system-x86 e2fsprogs mount strace systemd cryptsetup-bin python3-cryptography'
 # The rest of a guest is unpacked below the user's cache by tests/lib/debian.py.
 demo_pr='qemu-system-x86 python3-pytest'
 

@@ -122,5 +122,12 @@
  * users may ask a try to take. */
 #define LIMIT_LUKS_ITERATIONS (1u << 28)
 #define LIMIT_LUKS_ITER_TIME_MS 60000
+/* The same with Argon2 for one key slot of LUKS version 2: memory (as much as cryptsetup takes unless it is told to take
+ * more), threads, and passes times KiB: 64 GiB of memory written, about a minute of a fast processor. */
+#define LIMIT_LUKS_ARGON2_KIB (1u << 20)
+#define LIMIT_LUKS_ARGON2_LANES 16u
+#define LIMIT_LUKS_ARGON2_COST (UINT64_C(1) << 26)
+/* Text of the JSON area of LUKS version 2; a full set of key slots takes some 20 KiB. */
+#define LIMIT_LUKS_JSON_BYTES (1 * MIB)
 /* The LUKS header in a qcow2 image with all key slots; version 1 takes 2 MiB. */
 #define LIMIT_QCOW2_CRYPT_BYTES (32 * MIB)

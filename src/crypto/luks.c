@@ -104,22 +104,6 @@ int luks_read(const LuksIo *io, bool detached, Luks *ret_luks, Error *err)
 
 /* ---- Work on key slots, in a worker ---- */
 
-typedef struct Secret {
-    uint8_t *data;
-    size_t bytes;
-} Secret;
-
-static void secret_done(Secret *s)
-{
-    secret_free(s->data, s->bytes);
-}
-#define AUTO_SECRET CLEANUP(secret_done)
-
-static Secret secret_new(size_t bytes)
-{
-    return (Secret){.data = secret_alloc(bytes), .bytes = bytes};
-}
-
 typedef struct SlotWork {
     const Luks *luks;
     const LuksSlot *slot;
@@ -189,7 +173,7 @@ static int fill_slot(void *arg)
 
 /* ---- Unlocking ---- */
 
-static int get_password(const char *id, Secret *ret_password, Error *err)
+int luks_password(const char *id, Secret *ret_password, Error *err)
 {
     if (!id)
         return err_set(err, -EINVAL, "Parameter 'key-secret' is required for cipher");
@@ -222,7 +206,7 @@ static int try_slot(
 int luks_unlock(const Luks *luks, const LuksIo *io, const char *secret_id, uint8_t **ret_key, Error *err)
 {
     AUTO_SECRET Secret password = {0}, key = secret_new(luks->header.key_bytes);
-    int r = key.data ? get_password(secret_id, &password, err) : err_set(err, -ENOMEM, "Out of memory");
+    int r = key.data ? luks_password(secret_id, &password, err) : err_set(err, -ENOMEM, "Out of memory");
 
     for (unsigned i = 0; r == 0 && i < LUKS_SLOTS; i++)
         r = try_slot(luks, io, i, &password, key.data, err);
@@ -237,7 +221,7 @@ int luks_unlock(const Luks *luks, const LuksIo *io, const char *secret_id, uint8
 int luks_slot_opens(const Luks *luks, const LuksIo *io, unsigned slot, const char *secret_id, Error *err)
 {
     AUTO_SECRET Secret password = {0}, key = secret_new(luks->header.key_bytes);
-    int r = key.data ? get_password(secret_id, &password, err) : err_set(err, -ENOMEM, "Out of memory");
+    int r = key.data ? luks_password(secret_id, &password, err) : err_set(err, -ENOMEM, "Out of memory");
 
     return r < 0 ? r : try_slot(luks, io, slot, &password, key.data, err);
 }
@@ -350,7 +334,7 @@ int luks_new(const QCryptoBlockCreateOptionsLUKS *options, bool detached, Luks *
     AUTO_SECRET Secret key = {0}, password = {0};
     Measure m = {.bytes = LUKS_DIGEST_BYTES};
     DigestWork work;
-    int r = get_password(options->key_secret, &password, err);
+    int r = luks_password(options->key_secret, &password, err);
 
     if (r == 0)
         r = luks_iter_time(options->has_iter_time ? options->iter_time : LUKS_ITER_TIME_MS, &m.time_ms, err);
@@ -396,7 +380,7 @@ int luks_slot_set(Luks *luks, const LuksIo *io, unsigned slot, const uint8_t *ke
     LuksSlot filled = luks->header.slots[slot];
     SlotWork work = {luks, &filled, &password, (uint8_t *)key, material.data, false, err};
     Measure m = {luks->hash, luks->header.key_bytes, iter_time_ms, 0};
-    int r = get_password(secret_id, &password, err);
+    int r = luks_password(secret_id, &password, err);
 
     if (r < 0)
         return r;

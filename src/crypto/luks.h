@@ -2,7 +2,7 @@
 /*
  * LUKS version 1 volumes: the meaning of a header (proto/luks.h), its key slots and the volume key. Where
  * header and key material lie is the caller's business: a file of their own, the head of the volume, clusters
- * of an image.
+ * of an image. Version 2 is in crypto/luks2.h.
  *
  * All functions that take a LuksIo are called from a coroutine of a loop: they wait, and leave what takes
  * long to worker threads.

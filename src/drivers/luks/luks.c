@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The driver luks: an encrypted volume in its file child, with the header at its beginning or in a child of
- * its own. Everything that requests use is constant while the node is open, so they run on every loop.
+ * its own, in either version of LUKS. Everything that requests use is constant while the node is open, so
+ * they run on every loop.
  *
  * Reads are decrypted in place in the buffers of whoever asked. A guest may change its own memory meanwhile:
  * what it can get is the decryption of bytes of its choice, and the contents of the disk are its own.
@@ -9,11 +10,13 @@
 #include "drivers/luks/luks-priv.h"
 
 #include "base/mem.h"
+#include "crypto/luks2.h"
 #include "crypto/parallel.h"
 #include "crypto/secret.h"
 #include "generated/types.h"
 #include "loop/buffer-pool.h"
 
+#include <inttypes.h>
 #include <string.h>
 
 /* Encrypted at once on its way to the file. */
@@ -23,10 +26,14 @@ extern const Driver driver_luks;
 
 typedef struct LuksState {
     Luks luks;
+    Luks2 *luks2; /* or NULL: the volume is of version 1, luks */
     SectorCipher *cipher;
     Edge *header; /* or NULL: at the beginning of file */
     char *key_secret;
-    uint64_t payload;   /* offset in file */
+    uint32_t sector_bytes;
+    uint64_t payload;       /* offset in file */
+    uint64_t payload_bytes; /* 0: what the file has */
+    uint64_t iv_tweak;
     CoMutex amend_lock; /* main loop */
     bool amending;
 } LuksState;
@@ -81,32 +88,70 @@ static void luks_close(Node *node)
     LuksState *s = node->state;
 
     sector_cipher_free(s->cipher);
+    free(s->luks2);
     free(s->key_secret);
+}
+
+static int unlock_version_1(LuksState *s, const LuksIo *io, Error *err)
+{
+    uint8_t *key;
+    int r = luks_read(io, s->header, &s->luks, err);
+
+    if (r == 0)
+        r = luks_unlock(&s->luks, io, s->key_secret, &key, err);
+    if (r < 0)
+        return r;
+    s->sector_bytes = LUKS_SECTOR_BYTES;
+    s->payload = (uint64_t)s->luks.header.payload_sector * LUKS_SECTOR_BYTES;
+    r = sector_cipher_new(&s->luks.spec, key, s->sector_bytes, &s->cipher, err);
+    secret_free(key, s->luks.header.key_bytes);
+    return r;
+}
+
+static int unlock_version_2(LuksState *s, const LuksIo *io, Error *err)
+{
+    const Luks2 *luks = s->luks2;
+    uint8_t *key;
+    int r = luks2_unlock(luks, io, s->key_secret, &key, err);
+
+    if (r < 0)
+        return r;
+    s->sector_bytes = luks->sector_bytes;
+    s->payload = luks->payload;
+    s->payload_bytes = luks->payload_bytes;
+    s->iv_tweak = luks->iv_tweak;
+    r = sector_cipher_new(&luks->spec, key, s->sector_bytes, &s->cipher, err);
+    secret_free(key, luks->key_bytes);
+    return r;
 }
 
 static int unlock(Node *node, Error *err)
 {
     LuksState *s = node->state;
     LuksIo io = luks_edge_io(header_edge(node));
-    uint8_t *key;
-    int r = luks_read(&io, s->header, &s->luks, err);
+    AUTO_FREE Luks2 *luks2 = mem_new(Luks2);
+    int r = luks2_read(&io, s->header, luks2, err);
 
-    if (r == 0)
-        r = luks_unlock(&s->luks, &io, s->key_secret, &key, err);
     if (r < 0)
         return r;
-    r = sector_cipher_new(&s->luks.spec, key, LUKS_SECTOR_BYTES, &s->cipher, err);
-    secret_free(key, s->luks.header.key_bytes);
-    return r;
+    if (r > 0)
+        return unlock_version_1(s, &io, err);
+    s->luks2 = TAKE(luks2);
+    return unlock_version_2(s, &io, err);
 }
 
 /* Part of a sector at the end of the file cannot be decrypted: it is none. */
-static void set_size(Node *node)
+static int set_size(Node *node, Error *err)
 {
     const LuksState *s = node->state;
-    uint64_t bytes = node_size(edge_node(node->file));
+    uint64_t bytes = node_size(edge_node(node->file)), room = bytes < s->payload ? 0 : bytes - s->payload;
 
-    node->size = bytes < s->payload ? 0 : align_down(bytes - s->payload, LUKS_SECTOR_BYTES);
+    if (s->payload_bytes > room)
+        return err_set(err, -EINVAL,
+            "The LUKS volume has %" PRIu64 " bytes of data, for which its file is too short",
+            s->payload_bytes);
+    node->size = s->payload_bytes ? s->payload_bytes : align_down(room, s->sector_bytes);
+    return 0;
 }
 
 static int luks_open(Node *node, const BlockdevOptions *options, Error *err)
@@ -119,18 +164,24 @@ static int luks_open(Node *node, const BlockdevOptions *options, Error *err)
         return r;
     s->key_secret = str_dup(o->key_secret);
     r = unlock(node, err);
+    if (r == 0)
+        r = set_size(node, err);
     if (r < 0) {
         luks_close(node);
         return r;
     }
-    s->payload = (uint64_t)s->luks.header.payload_sector * LUKS_SECTOR_BYTES;
-    set_size(node);
-    node->limits.request_alignment = MAX(node->limits.request_alignment, LUKS_SECTOR_BYTES);
+    node->limits.request_alignment = MAX(node->limits.request_alignment, s->sector_bytes);
     node->write_flags = REQ_FUA | REQ_OUTLIVES;
     return 0;
 }
 
 /* ---- Requests ---- */
+
+/* Of the sector at an offset, for its initialisation vector. */
+static uint64_t iv_number(const LuksState *s, uint64_t offset)
+{
+    return s->iv_tweak + offset / CIPHER_IV_SECTOR_BYTES;
+}
 
 static int luks_read_data(Node *node, uint64_t offset, IoSlice dst)
 {
@@ -138,7 +189,7 @@ static int luks_read_data(Node *node, uint64_t offset, IoSlice dst)
     int r = edge_read(node->file, s->payload + offset, dst);
 
     if (r == 0)
-        parallel_decrypt(s->cipher, offset / LUKS_SECTOR_BYTES, dst);
+        parallel_decrypt(s->cipher, iv_number(s, offset), dst);
     return r;
 }
 
@@ -154,7 +205,7 @@ static int luks_write_data(Node *node, uint64_t offset, IoSlice src, unsigned fl
         size_t bytes = MIN(src.bytes - done, room);
         uint64_t at = offset + done;
 
-        parallel_encrypt(s->cipher, at / LUKS_SECTOR_BYTES, buffer, io_slice_part(src, done, bytes));
+        parallel_encrypt(s->cipher, iv_number(s, at), buffer, io_slice_part(src, done, bytes));
         r = edge_pwrite(node->file, s->payload + at, buffer, bytes, flags);
     }
     buffer_free(pool, buffer, room);
@@ -170,12 +221,13 @@ static int luks_resize(
     const LuksState *s = node->state;
     int r;
 
+    if (s->payload_bytes)
+        return err_set(
+            err, -ENOTSUP, "The header of the LUKS volume says how long it is; that cannot be changed");
     if (size > LIMIT_NODE_BYTES - s->payload)
         return err_set(err, -EFBIG, "The requested file size is too large");
     r = edge_resize(node->file, s->payload + size, exact, prealloc, flags, err);
-    if (r == 0)
-        set_size(node);
-    return r;
+    return r < 0 ? r : set_size(node, err);
 }
 
 /* Header and keys are read when the node is opened, and written by an amendment only: what is needed of the
@@ -226,6 +278,8 @@ static int luks_amend_node(Node *node, const BlockdevAmendOptions *options, bool
     AUTO_ERROR Error ignored = ERROR_INIT;
     int r;
 
+    if (s->luks2)
+        return err_set(err, -ENOTSUP, "Keys of LUKS version 2 cannot be changed here; use cryptsetup");
     co_mutex_lock_shielded(&s->amend_lock);
     s->amending = true;
     r = node_refresh_permissions(node, err);
@@ -252,7 +306,7 @@ static int luks_image_info(Node *node, ImageInfo *info, Error *err)
     info->has_encrypted = info->encrypted = true;
     info->format_specific = mem_new(ImageInfoSpecific);
     info->format_specific->type = IMAGE_INFO_SPECIFIC_KIND_LUKS;
-    info->format_specific->u.luks.data = luks_info(&s->luks);
+    info->format_specific->u.luks.data = s->luks2 ? luks2_info(s->luks2) : luks_info(&s->luks);
     return 0;
 }
 
