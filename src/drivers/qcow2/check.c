@@ -224,6 +224,8 @@ int check_run_node(Node *node, unsigned fix, CheckResult *ret_result, Error *err
     q->checking = true;
     co_mutex_lock_shielded(&q->change_lock);
     if (q->writable && !q->corrupt)
+        r = image_settle_bitmaps(q);
+    if (r == 0 && q->writable && !q->corrupt)
         r = sync_close(q);
     if (r < 0)
         err_set_errno(err, r, "Could not write what is cached");

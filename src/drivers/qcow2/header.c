@@ -192,11 +192,14 @@ int header_write_autoclear(Qcow2 *q, uint64_t bits)
     uint8_t bytes[8];
     int r;
 
-    if (bits == q->header.autoclear)
+    if (bits == q->header.autoclear && !q->autoclear_unsure)
         return 0;
+    q->autoclear_unsure = true;
     put_be64(bytes, bits);
     r = child_write_durably(q->file, QCOW2_AT_AUTOCLEAR, bytes, sizeof(bytes));
-    if (r == 0)
-        q->header.autoclear = bits;
-    return r;
+    if (r < 0)
+        return r;
+    q->header.autoclear = bits;
+    q->autoclear_unsure = false;
+    return 0;
 }

@@ -554,8 +554,10 @@ int image_stop_writing(Node *node, Error *err)
 
     image_stop_bitmaps(q);
     r = sync_close(q);
-    if (r < 0)
+    if (r < 0) {
+        image_start_bitmaps(q); /* writing goes on */
         return err_set_errno(err, r, "Could not write the metadata of node '%s'", node->name);
+    }
     forget_writing(q);
     return 0;
 }

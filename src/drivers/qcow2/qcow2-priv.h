@@ -278,6 +278,7 @@ struct Qcow2 {
     bool preallocated, preallocated_known; /* see status.c */
     bool reported;                         /* corruption: later events are suppressed */
     bool incompatible_unsure; /* changing the feature bits has failed: the file may have either */
+    bool autoclear_unsure;
     bool refcounts_lag;       /* lazy: the image was marked dirty here, refcounts wait for the end */
     bool checking;            /* a check runs: nobody else may change anything */
     bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref, lazy_refcounts;
@@ -568,6 +569,8 @@ int image_protect_bitmaps(Qcow2 *q) MUST_CHECK;
 void image_start_bitmaps(Qcow2 *q);
 /* Stores them: the node is about to become inactive or read-only, or to be closed. Nothing is in flight. */
 void image_stop_bitmaps(Qcow2 *q);
+/* The file refers to all clusters that memory refers to: somebody wants to count. The node is drained. */
+int image_settle_bitmaps(Qcow2 *q) MUST_CHECK;
 /* Guest data is durable: now and then, also the bitmaps become so. */
 void image_flush_bitmaps(Qcow2 *q);
 /* Before the size in the header changes; the node is drained. */

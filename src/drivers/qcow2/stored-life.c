@@ -28,7 +28,7 @@ static int write_begin(Node *node, uint64_t offset, uint64_t bytes)
     Qcow2 *q = node->state;
     StoredBitmaps *s = q->stored;
 
-    if (UNLIKELY(!s->in_use || (!s->journal && !s->unprotected))) {
+    if (UNLIKELY(!s->in_use || s->unsure || (!s->journal && !s->unprotected))) {
         int r = stored_activate(q);
 
         if (r < 0)
@@ -145,7 +145,10 @@ static int add_item(Qcow2 *q, StoredBitmap *item)
     }
     item->stale = dirty_bitmap_count(item->bitmap) != 0;
     s->in_use = true;
-    return s->journal ? journal_cover(q, item->table_offset) : stored_activate_locked(q);
+    /* It is in the image now. Without a place in the journal a crash makes it inconsistent, and that is all.
+     */
+    (void)!(s->journal ? journal_cover(q, item->table_offset) : stored_activate_locked(q));
+    return 0;
 }
 
 static int added(Node *node, DirtyBitmap *bitmap, Error *err)
@@ -169,8 +172,7 @@ static int added(Node *node, DirtyBitmap *bitmap, Error *err)
     r = add_item(q, item);
     change_end(q);
     if (r < 0) {
-        if (!item_of(q->stored, bitmap))
-            stored_item_free(item);
+        stored_item_free(item);
         return err_set_errno(
             err, r, "Could not store bitmap '%s' in node '%s'", dirty_bitmap_name(bitmap), node->name);
     }
@@ -229,11 +231,15 @@ static int removed(Node *node, DirtyBitmap *bitmap, Error *err)
 static int update_flags(Qcow2 *q, StoredBitmap *item, bool enabled)
 {
     uint32_t flags = (item->flags & ~QCOW2_BITMAP_AUTO) | (enabled ? QCOW2_BITMAP_AUTO : 0);
+    int r;
 
     if (item->flags == flags)
         return 0;
     item->flags = flags;
-    return stored_update_directory(q);
+    r = stored_update_directory(q);
+    if (r < 0)
+        item->flags ^= QCOW2_BITMAP_AUTO; /* as the bitmap will be again */
+    return r;
 }
 
 /* Writes count from when it is enabled on disk; intents do not any more from when it is not. */
@@ -246,11 +252,9 @@ static int store_change(Qcow2 *q, StoredBitmap *item)
     if (r < 0)
         return r;
     item->stale = true;
-    if (!q->stored->journal)
-        return 0;
     if (enabled)
         r = update_flags(q, item, true);
-    if (r == 0)
+    if (r == 0 && q->stored->journal)
         r = stored_write_back(q, &(RegionSet){0});
     return r < 0 || enabled ? r : update_flags(q, item, false);
 }
@@ -349,6 +353,19 @@ int image_prepare_bitmaps_resize(Qcow2 *q, Error *err)
                  : 0;
 }
 
+int image_settle_bitmaps(Qcow2 *q)
+{
+    StoredBitmaps *s = q->stored;
+    int r;
+
+    co_mutex_lock_shielded(&s->lock);
+    r = stored_settle(q);
+    if (r == 0 && s->in_use && any_usable(s))
+        r = s->journal ? stored_write_back(q, &(RegionSet){0}) : stored_write_all(q);
+    co_mutex_unlock(&s->lock);
+    return r;
+}
+
 static int store_data(Qcow2 *q)
 {
     const Journal *j = q->stored->journal;
@@ -360,8 +377,10 @@ static int store_data(Qcow2 *q)
 static int mark_clean(Qcow2 *q)
 {
     StoredBitmaps *s = q->stored;
-    int r;
+    int r = stored_settle(q);
 
+    if (r < 0)
+        return r;
     for (size_t i = 0; i < s->count; i++)
         if (stored_is_usable(s->items[i]))
             s->items[i]->flags = dirty_bitmap_is_enabled(s->items[i]->bitmap) ? QCOW2_BITMAP_AUTO : 0;

@@ -222,7 +222,10 @@ int stored_update_directory(Qcow2 *q)
     int r =
         data ? write_overlap_check(q, ext->directory_offset, ext->directory_bytes, META_BITMAPS) : -ENOMEM;
 
-    return r < 0 ? r : child_write_durably(q->file, ext->directory_offset, data, ext->directory_bytes);
+    if (r == 0)
+        r = child_write_durably(q->file, ext->directory_offset, data, ext->directory_bytes);
+    q->stored->unsure |= r < 0;
+    return r;
 }
 
 static int write_directory(Qcow2 *q, Qcow2BitmapsExt *ext)
@@ -271,14 +274,30 @@ int stored_replace_directory(Qcow2 *q)
 
     if (r == 0)
         r = s->count ? announce(q, &ext) : withdraw(q);
-    if (r < 0) /* what the header may name stays in use */
+    if (r < 0) { /* what the header may name stays in use */
+        s->unsure = true;
         return r;
+    }
     s->directory = ext;
     q->has_bitmaps = s->count;
     if (old.count)
         free_range(
             q, FREE_READY, old.directory_offset, align_up(old.directory_bytes, q->cluster_size), false);
     return 0;
+}
+
+int stored_settle(Qcow2 *q)
+{
+    StoredBitmaps *s = q->stored;
+    int r;
+
+    if (LIKELY(!s->unsure))
+        return 0;
+    r = s->count ? announce(q, &s->directory) : withdraw(q);
+    if (r < 0)
+        return r;
+    s->unsure = false;
+    return s->count ? stored_update_directory(q) : 0;
 }
 
 /* ---- The first change ---- */
@@ -365,6 +384,21 @@ static int protect(Qcow2 *q)
     return r < 0 ? r : journal_start(q);
 }
 
+/* Without a journal writing goes on, but the header must not name one that nobody keeps. */
+static int try_to_protect(Qcow2 *q)
+{
+    int r = protect(q), settled = r < 0 ? header_write_autoclear(q, q->header.autoclear) : 0;
+
+    if (settled < 0)
+        return settled;
+    q->stored->unprotected = r < 0;
+    if (r < 0)
+        log_warn("qcow2: the bitmaps of node '%s' are not journalled (%s): after a crash they would be "
+                 "inconsistent",
+            q->node->name, strerror(-r));
+    return 0;
+}
+
 int stored_mark_in_use(Qcow2 *q)
 {
     StoredBitmaps *s = q->stored;
@@ -382,15 +416,14 @@ int stored_mark_in_use(Qcow2 *q)
 int stored_activate_locked(Qcow2 *q)
 {
     StoredBitmaps *s = q->stored;
+    int r = stored_settle(q);
 
+    if (r < 0)
+        return r;
     if (!s->journal && !s->unprotected) {
-        int r = protect(q);
-
-        s->unprotected = r < 0;
+        r = try_to_protect(q);
         if (r < 0)
-            log_warn("qcow2: the bitmaps of node '%s' are not journalled (%s): after a crash they would be "
-                     "inconsistent",
-                q->node->name, strerror(-r));
+            return r;
     }
     return s->in_use ? 0 : stored_mark_in_use(q);
 }

@@ -80,6 +80,7 @@ typedef struct StoredBitmaps {
     bool in_use;               /* on disk, all that are not inconsistent say so */
     bool moved;                /* the directory on disk does not name all tables yet */
     bool unprotected;          /* there can be no journal */
+    bool unsure; /* what the file says of them may be something else than memory does, or be lost yet */
     Journal *journal;
 } StoredBitmaps;
 
@@ -107,6 +108,8 @@ int stored_write_all(Qcow2 *q) MUST_CHECK;
  */
 int stored_update_directory(Qcow2 *q) MUST_CHECK;
 int stored_replace_directory(Qcow2 *q) MUST_CHECK;
+/* With the lock: the file says of the bitmaps what memory does, durably. Before anything is built on that. */
+int stored_settle(Qcow2 *q) MUST_CHECK;
 /* A new table, all zeroes, for a bitmap of so many entries. */
 int stored_new_table(Qcow2 *q, uint32_t entries, uint64_t *ret_offset) MUST_CHECK;
 void stored_free_table(Qcow2 *q, uint64_t offset, uint32_t entries);
