@@ -22,13 +22,55 @@ typedef struct Judge {
     unsigned cluster_bits, refcount_order;
     bool old /* version 2 */, extended, exact, dirty;
     uint64_t l1, l1_entries, table, table_entries;
-    uint64_t snapshots, snapshots_at;
-    uint16_t *references; /* found, for each cluster */
+    uint64_t snapshots, snapshots_at, snapshot_bytes;
+    uint64_t bitmaps, directory, directory_bytes; /* bitmaps 0: there are none, whatever lies in the file */
+    const uint8_t *log;                           /* of the bitmaps' journal; NULL: none that is valid */
+    uint16_t *references;                         /* found, for each cluster */
 } Judge;
 
 static uint64_t entry_at(const Judge *j, uint64_t offset)
 {
     return offset + 8 <= j->size ? get_be64(j->file + offset) : 0;
+}
+
+/* Where the data of a header extension are; NULL: it is not there. */
+static const uint8_t *find_extension(const Judge *j, uint32_t type, uint64_t bytes)
+{
+    uint64_t at = j->old ? 72 : get_be32(j->file + 100), backing = get_be64(j->file + 8);
+    uint64_t end = MIN(backing ? backing : j->cluster, j->size);
+
+    while (at + 8 <= end && get_be32(j->file + at)) {
+        uint64_t length = get_be32(j->file + at + 4);
+
+        if (length > end - at - 8)
+            sim_fail("a header extension is too long");
+        if (get_be32(j->file + at) == type && length == bytes)
+            return j->file + at + 8;
+        at += 8 + align_up(length, 8);
+    }
+    return NULL;
+}
+
+static void find_bitmaps(Judge *j)
+{
+    uint64_t autoclear = j->old ? 0 : get_be64(j->file + 88), log;
+    const uint8_t *ext = autoclear & 1 ? find_extension(j, 0x23852875, 24) : NULL;
+
+    if ((autoclear & 1) && !ext)
+        sim_fail("bitmaps are said to be there, but not where");
+    if (!ext)
+        return;
+    j->bitmaps = get_be32(ext);
+    j->directory_bytes = get_be64(ext + 8);
+    j->directory = get_be64(ext + 16);
+    ext = autoclear >> 55 & 1 ? find_extension(j, 0x47724a6c, 24) : NULL;
+    if (!ext)
+        return;
+    log = get_be64(ext + 8);
+    if (out_of_range(log, 8192, j->size) || memcmp(j->file + log, "GrnBmLog", 8) != 0)
+        sim_fail("the journal of the bitmaps is not a journal");
+    if (get_be64(j->file + log + 16) == j->disk_size)
+        j->log = j->file + log;
 }
 
 static void read_head(Judge *j, const Image *image)
@@ -208,8 +250,50 @@ static void refer_snapshots(Judge *j)
         refer_snapshot(j, at, i);
         at = align_up(at + 40 + get_be32(entry + 36) + get_be16(entry + 12) + get_be16(entry + 14), 8);
     }
+    j->snapshot_bytes = at - j->snapshots_at;
     if (j->snapshots)
         refer_once(j, j->snapshots_at, div_round_up(at - j->snapshots_at, j->cluster), "snapshot table", 0);
+}
+
+/* ---- Bitmaps ---- */
+
+/* The next entry of the directory, as bytes. */
+static const uint8_t *next_bitmap(const Judge *j, const uint8_t *entry)
+{
+    return entry + align_up(24 + get_be32(entry + 20) + get_be16(entry + 18), 8);
+}
+
+static uint64_t bitmap_granules(const Judge *j, const uint8_t *entry)
+{
+    return div_round_up(j->disk_size, UINT64_C(1) << entry[17]);
+}
+
+static void refer_bitmap(Judge *j, const uint8_t *entry, uint64_t index)
+{
+    uint64_t table = get_be64(entry), entries = get_be32(entry + 8);
+
+    refer_once(j, table, div_round_up(entries * 8, j->cluster), "bitmap table", index);
+    for (uint64_t i = 0; i < entries; i++)
+        if (entry_at(j, table + i * 8) & OFFSET)
+            refer_once(j, entry_at(j, table + i * 8) & OFFSET, 1, "data of bitmap", index);
+}
+
+static void refer_bitmaps(Judge *j)
+{
+    const uint8_t *entry = j->file + j->directory, *end = entry + j->directory_bytes;
+
+    if (!j->bitmaps)
+        return;
+    if (out_of_range(j->directory, j->directory_bytes, j->size))
+        sim_fail("the directory of the bitmaps is not in the file");
+    refer_once(j, j->directory, div_round_up(j->directory_bytes, j->cluster), "bitmap directory", 0);
+    if (j->log)
+        refer_once(j, (uint64_t)(j->log - j->file), div_round_up(8192, j->cluster), "journal", 0);
+    for (uint64_t i = 0; i < j->bitmaps; i++, entry = next_bitmap(j, entry)) {
+        if (entry + 24 > end || next_bitmap(j, entry) > end)
+            sim_fail("the directory of the bitmaps ends before bitmap %" PRIu64, i);
+        refer_bitmap(j, entry, i);
+    }
 }
 
 /* ---- The whole ---- */
@@ -236,6 +320,7 @@ static void check_entries(Judge *j)
             j->disk_size);
     refer_tree(j);
     refer_snapshots(j);
+    refer_bitmaps(j);
     for (uint64_t i = 0; i < j->l1_entries; i++)
         check_copied(j, entry_at(j, j->l1 + i * 8), "L2 table", i);
     for (uint64_t i = 0; !j->image->has_data_file && i < j->l1_entries * per_table; i++)
@@ -267,11 +352,13 @@ void image_check(const Image *image, bool exact, ImageFacts *ret_facts)
     Judge j;
 
     read_head(&j, image);
+    find_bitmaps(&j);
     j.exact = exact && !j.dirty;
     j.references = mem_zalloc(j.clusters * sizeof(*j.references));
-    *ret_facts = (ImageFacts){.disk_size = j.disk_size, .dirty = j.dirty};
+    *ret_facts = (ImageFacts){.disk_size = j.disk_size, .bitmaps = j.bitmaps, .dirty = j.dirty};
     refer_metadata(&j);
     check_entries(&j);
+    ret_facts->snapshot_bytes = j.snapshot_bytes;
     if (!j.dirty)
         check_refcounts(&j, &ret_facts->leaks);
     free(j.references);
@@ -310,4 +397,86 @@ bool image_sector(const Image *image, uint64_t sector, uint8_t *contents)
     else
         read_file(&image->backing, offset, contents);
     return true;
+}
+
+/* ---- What bitmaps say ---- */
+
+static bool is_covered(const Judge *j, uint64_t table)
+{
+    for (unsigned i = 0; j->log && i < 504; i++)
+        if (get_be64(j->log + 64 + (size_t)i * 8) == table)
+            return true;
+    return false;
+}
+
+static bool stored_bit(const Judge *j, const uint8_t *entry, uint64_t granule)
+{
+    uint64_t at = entry_at(j, get_be64(entry) + granule / 8 / j->cluster * 8);
+
+    if (!(at & OFFSET))
+        return at & 1;
+    at = (at & OFFSET) + granule / 8 % j->cluster;
+    return at < j->size && (j->file[at] >> granule % 8 & 1);
+}
+
+static bool has_intent(const Judge *j, uint64_t offset, uint64_t bytes)
+{
+    unsigned bits = get_be32(j->log + 12);
+
+    for (uint64_t r = offset >> bits; r <= (offset + bytes - 1) >> bits; r++)
+        if (j->log[4096 + r / 8] >> r % 8 & 1)
+            return true;
+    return false;
+}
+
+static void read_bitmap(const Judge *j, const uint8_t *entry, ImageBitmap *b)
+{
+    uint32_t flags = get_be32(entry + 12);
+
+    *b = (ImageBitmap){.granularity = UINT32_C(1) << entry[17],
+        .in_use = flags & 1,
+        .counts = flags & 2,
+        .usable = !(flags & 1) || is_covered(j, get_be64(entry)),
+        .granules = bitmap_granules(j, entry)};
+    if (!b->usable)
+        return;
+    if (div_round_up(b->granules, j->cluster * 8) > get_be32(entry + 8))
+        sim_fail("a bitmap is shorter than the disk");
+    b->dirty = mem_zalloc(b->granules);
+    for (uint64_t g = 0; g < b->granules; g++)
+        b->dirty[g] =
+            stored_bit(j, entry, g) ||
+            (b->in_use && b->counts &&
+                has_intent(j, g * b->granularity, MIN(b->granularity, j->disk_size - g * b->granularity)));
+}
+
+bool image_bitmap(const Image *image, const char *name, ImageBitmap *ret_bitmap)
+{
+    const uint8_t *entry;
+    Judge j;
+
+    read_head(&j, image);
+    find_bitmaps(&j);
+    entry = j.file + j.directory;
+    for (uint64_t i = 0; i < j.bitmaps; i++, entry = next_bitmap(&j, entry)) {
+        size_t bytes = get_be16(entry + 18);
+
+        if (bytes != strlen(name) || memcmp(entry + 24 + get_be32(entry + 20), name, bytes) != 0)
+            continue;
+        read_bitmap(&j, entry, ret_bitmap);
+        return true;
+    }
+    return false;
+}
+
+/* ---- The name of the backing file ---- */
+
+void image_backing_name(const Image *image, char *name, size_t room)
+{
+    uint64_t offset = get_be64(image->file.data + 8), bytes = get_be32(image->file.data + 16);
+
+    if (bytes >= room || out_of_range(offset, bytes, image->file.size))
+        sim_fail("the name of the backing file is not in the file");
+    memcpy(name, image->file.data + offset, bytes);
+    name[bytes] = '\0';
 }

@@ -114,7 +114,9 @@ typedef struct Image {
 typedef struct ImageFacts {
     uint64_t disk_size;
     uint64_t leaks; /* references that nobody holds */
-    bool dirty;     /* refcounts may be anything */
+    uint64_t bitmaps;
+    uint64_t snapshot_bytes; /* of their table */
+    bool dirty;              /* refcounts may be anything */
 } ImageFacts;
 
 /* Fails the run unless the image is sound but for leaks; exact: and without any, and with each entry marked
@@ -122,3 +124,17 @@ typedef struct ImageFacts {
 void image_check(const Image *image, bool exact, ImageFacts *ret_facts);
 /* Reads a guest sector; false if it is compressed. */
 bool image_sector(const Image *image, uint64_t sector, uint8_t *contents);
+
+/* A dirty bitmap as a reader of the image has to understand it, the journal included. */
+typedef struct ImageBitmap {
+    uint32_t granularity;
+    bool in_use;
+    bool usable; /* what it says can be trusted */
+    bool counts; /* it is enabled */
+    uint64_t granules;
+    uint8_t *dirty; /* for each granule; owned; NULL unless usable */
+} ImageBitmap;
+
+/* False: there is none of that name. The image is sound (image_check()). */
+bool image_bitmap(const Image *image, const char *name, ImageBitmap *ret_bitmap);
+void image_backing_name(const Image *image, char *name, size_t room);

@@ -6,6 +6,8 @@
 #include "base/mem.h"
 #include "drivers/qcow2/test-sim.h"
 
+#include <stdio.h>
+
 /* Whether an error has an excuse. */
 void expect(Sim *sim, const char *what, int r)
 {
@@ -13,6 +15,8 @@ void expect(Sim *sim, const char *what, int r)
         sim_fail("%s: the engine reports corruption", what);
     if (r < 0 && mem_failures == sim->failures && !sim->crashed)
         sim_fail("%s fails for no reason: %s", what, strerror(-r));
+    if (r >= 0 && !sim->crashed)
+        happened(what);
     note(2, (uint64_t)(int64_t)r, test_steps);
 }
 
@@ -39,6 +43,15 @@ static uint64_t max_bytes(const Sim *sim)
 static uint64_t draw_align(void)
 {
     return one_in(4) ? 1 : SECTOR;
+}
+
+void draw_name(Sim *sim, char *name)
+{
+    size_t bytes = (size_t)snprintf(name, SIM_NAME_BYTES, "%" PRIu64, ++sim->next_value);
+    size_t length = MAX(bytes, (size_t)test_random(ANY_OF(4, 20, 100, SIM_NAME_BYTES)));
+
+    memset(name + bytes, '-', length - bytes);
+    name[length] = '\0';
 }
 
 /* Numbers that compress, noise that does not, zeroes. */
@@ -79,10 +92,14 @@ static void write_at(Sim *sim, Range range, unsigned flags)
         return;
     }
     say("write %" PRIu64 "+%" PRIu64 " flags %x, %" PRIu64, range.offset, range.bytes, flags, change.start);
-    r = driver_qcow2.write(sim->node, range.offset, io_slice_of(&iov, data, range.bytes), flags);
+    r = bitmaps_begin(sim, range.offset, range.bytes);
+    if (r == 0) {
+        r = driver_qcow2.write(sim->node, range.offset, io_slice_of(&iov, data, range.bytes), flags);
+        bitmaps_end(sim, range.offset, range.bytes);
+    }
     say("  write %" PRIu64 ": %d", change.start, r);
     model_end(&sim->model, &change, r == 0, r == 0 && (flags & REQ_FUA));
-    expect(sim, "write", r);
+    expect(sim, flags & REQ_COMPRESSED ? "compressed write" : "write", r);
 }
 
 static void op_write(Sim *sim)
@@ -133,7 +150,11 @@ static void op_write_zeroes(Sim *sim)
         return;
     }
     say("zero %" PRIu64 "+%" PRIu64 " flags %x, %" PRIu64, range.offset, range.bytes, flags, change.start);
-    r = driver_qcow2.write_zeroes(sim->node, range.offset, range.bytes, flags);
+    r = bitmaps_begin(sim, range.offset, range.bytes);
+    if (r == 0) {
+        r = driver_qcow2.write_zeroes(sim->node, range.offset, range.bytes, flags);
+        bitmaps_end(sim, range.offset, range.bytes);
+    }
     say("  zero %" PRIu64 ": %d", change.start, r);
     model_end(&sim->model, &change, r == 0, false);
     if (!(flags & REQ_NO_FALLBACK) || r != -ENOTSUP)
@@ -157,7 +178,11 @@ static void op_discard(Sim *sim)
         return;
     }
     say("discard %" PRIu64 "+%" PRIu64 ", %" PRIu64, range.offset, range.bytes, change.start);
-    r = driver_qcow2.discard(sim->node, range.offset, range.bytes);
+    r = bitmaps_begin(sim, range.offset, range.bytes);
+    if (r == 0) {
+        r = driver_qcow2.discard(sim->node, range.offset, range.bytes);
+        bitmaps_end(sim, range.offset, range.bytes);
+    }
     say("  discard %" PRIu64 ": %d", change.start, r);
     model_end(&sim->model, &change, r == 0, false);
     expect(sim, "discard", r);
@@ -221,7 +246,7 @@ static void op_resize(Sim *sim)
 
     if (size > sim->model.size && test_random(2))
         prealloc = (Preallocation)ANY_OF(PREALLOCATION_METADATA, PREALLOCATION_FALLOC, PREALLOCATION_FULL);
-    if (snapshots_any(sim) && (sim->shape.v2 || size < sim->model.size))
+    if (bitmaps_lost(sim) || (snapshots_any(sim) && (sim->shape.v2 || size < sim->model.size)))
         return;
     /* That the size may be another one is over. */
     if (sim->model.other_size != sim->model.size && flush(sim) < 0)
@@ -229,11 +254,14 @@ static void op_resize(Sim *sim)
     if (!model_begin_resize(&sim->model, size, hidden))
         return;
     say("resize to %" PRIu64 " sectors, preallocation %d", size, prealloc);
+    sim->resized = true;
     r = driver_qcow2.resize(sim->node, size * SECTOR, false, prealloc, 0, &err);
     say("  resize: %d", r);
     if (!sim->crashed)
         model_end_resize(&sim->model, sim->node->size == size * SECTOR);
-    expect(sim, "resize", r);
+    if (!sim->crashed)
+        bitmaps_resized(sim);
+    expect(sim, prealloc == PREALLOCATION_OFF ? "resize" : "growth with preallocation", r);
 }
 
 /* Nothing is wrong ever, and leaks only after crashes and failures. */
@@ -259,32 +287,90 @@ static void op_check(Sim *sim)
     expect(sim, "check", r);
 }
 
-/* Without closing it. */
-static void op_reopen_options(Sim *sim)
+static void draw_caches(Shape *s)
+{
+    s->l2_cache = ANY_OF(0, 1, 1, 4096);
+    s->refcount_cache = ANY_OF(0, 1, 1, 4096);
+    s->slice = one_in(2) ? 512 : 0;
+}
+
+static void put_options_into_force(Sim *sim)
 {
     BlockdevOptions options = {0};
     AUTO_ERROR Error err = ERROR_INIT;
-    int r = flush(sim);
+    int r;
 
-    if (r == 0)
-        r = driver_qcow2.stop_writing(sim->node, &err);
-    say("reopen with other options: %d", r);
-    expect(sim, "stop_writing", r);
-    if (r < 0)
-        return;
+    draw_caches(&sim->shape);
     set_options(&sim->shape);
     options.u.qcow2 = mem_options;
     options.u.qcow2.file = &any_file;
+    sim->node->discard_unmap = one_in(2);
     r = driver_qcow2.reopen_prepare(sim->node, &options, &err);
-    expect(sim, "reopen_prepare", r);
+    expect(sim, "reopening with other options", r);
     if (r == 0 && one_in(4))
         driver_qcow2.reopen_abort(sim->node);
     else if (r == 0)
         driver_qcow2.reopen_commit(sim->node);
+}
+
+/* Nothing is owed to the file; others may read it. */
+static void be_read_only(Sim *sim)
+{
+    sim->node->read_only = true;
+    if (mem_failures == sim->failures && !sim->crashed) {
+        model_closed(&sim->model);
+        judge_closed(sim);
+    }
+    read_all(sim);
+    expect(sim, "read-only", sim->crashed ? -EIO : 0);
+}
+
+/* Without closing it. */
+static void op_reopen_options(Sim *sim)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    int r = flush(sim);
+
+    if (r < 0 || sim->crashed)
+        return;
+    bitmaps_remember(sim);
+    r = driver_qcow2.stop_writing(sim->node, &err);
+    say("reopen with other options: %d", r);
+    expect(sim, "stopping to write", r);
+    if (r < 0)
+        return;
+    if (one_in(2))
+        be_read_only(sim);
+    if (!one_in(4))
+        put_options_into_force(sim);
     end_faults(sim);
+    sim->node->read_only = false;
     r = driver_qcow2.start_writing(sim->node, &err);
     if (r < 0 && !sim->crashed)
         sim_fail("writing does not start again: %s", err.message);
+}
+
+/* In the header's cluster there is not much room. */
+static void op_change_backing_file(Sim *sim)
+{
+    char name[SIM_NAME_BYTES];
+    int r;
+
+    if (!sim->shape.backing || sim->name_unsure)
+        return;
+    draw_name(sim, name);
+    strcpy(sim->names[1], sim->node->backing_filename);
+    strcpy(sim->names[0], name);
+    sim->name_unsure = true;
+    r = driver_qcow2.change_backing_file(sim->node, name, one_in(2) ? "raw" : "qcow2");
+    say("change the backing file's name, %zu bytes: %d", strlen(name), r);
+    sim->crowded |= sim->shape.cluster <= 1024 && strlen(name) > 60;
+    if (r != -ENOSPC || !sim->crowded)
+        expect(sim, "changing the backing file", r);
+    if (r == 0 && !sim->crashed) {
+        strcpy(sim->names[1], name);
+        sim->name_unsure = false;
+    }
 }
 
 /* A disk that fails for a while. */
@@ -298,6 +384,7 @@ static void op_faults(Sim *sim)
     if (one_in(3))
         mem_limit = mem_file->size + test_random(16 * KIB);
     sim->faults_end = test_steps + 1 + test_random(ANY_OF(3, 30, 200));
+    happened("a failure of the disk");
     say("the disk fails: %u %u limit %" PRIu64, mem_faults, mem_read_faults, mem_limit);
 }
 
@@ -339,6 +426,8 @@ static const Operation operations[] = {
     {"reopen_options", 1, true, op_reopen_options},
     {"check", 1, true, op_check},
     {"snapshot", 2, true, op_snapshot},
+    {"bitmap", 4, true, op_bitmap},
+    {"change_backing_file", 1, true, op_change_backing_file},
 };
 
 uint64_t operation_number(const Operation *op)

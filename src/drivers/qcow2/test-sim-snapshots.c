@@ -3,25 +3,23 @@
 #include "base/mem.h"
 #include "drivers/qcow2/test-sim.h"
 
-#include <stdio.h>
-
-static void set_state(SimSnapshot *s, SnapshotState state)
+static void set_state(SimSnapshot *s, Stored state)
 {
     s->state = state;
-    if (state == SNAPSHOT_NONE)
+    if (state == STORED_NOT)
         free(TAKE(s->values));
 }
 
 void snapshots_forget(Sim *sim)
 {
     for (unsigned i = 0; i < MAX_SNAPSHOTS; i++)
-        set_state(&sim->snapshots[i], SNAPSHOT_NONE);
+        set_state(&sim->snapshots[i], STORED_NOT);
 }
 
 bool snapshots_any(const Sim *sim)
 {
     for (unsigned i = 0; i < MAX_SNAPSHOTS; i++)
-        if (sim->snapshots[i].state != SNAPSHOT_NONE)
+        if (sim->snapshots[i].state != STORED_NOT)
             return true;
     return false;
 }
@@ -34,18 +32,8 @@ static bool is_listed(const SnapshotInfoList *list, const char *name)
     return false;
 }
 
-/* What a killed process has left with the kernel may go with the host. */
-static bool is_settled(Sim *sim)
+void snapshots_compare(Sim *sim, bool settled)
 {
-    for (unsigned i = 0; i < MAX_SNAPSHOTS; i++)
-        if (sim->snapshots[i].state == SNAPSHOT_MAYBE)
-            return flush(sim) == 0;
-    return true;
-}
-
-void snapshots_compare(Sim *sim)
-{
-    bool settled = is_settled(sim);
     CLEANUP(snapshot_info_list_done) SnapshotInfoList list = {0};
     AUTO_ERROR Error err = ERROR_INIT;
     size_t count = 0;
@@ -57,12 +45,12 @@ void snapshots_compare(Sim *sim)
     }
     for (unsigned i = 0; i < MAX_SNAPSHOTS; i++) {
         SimSnapshot *s = &sim->snapshots[i];
-        bool listed = s->state != SNAPSHOT_NONE && is_listed(&list, s->name);
+        bool listed = s->state != STORED_NOT && is_listed(&list, s->name);
 
-        if (s->state == SNAPSHOT_SURE && !listed)
-            sim_fail("snapshot %s is lost", s->name);
-        if (s->state == SNAPSHOT_MAYBE && settled)
-            set_state(s, listed ? SNAPSHOT_SURE : SNAPSHOT_NONE);
+        if (s->state == STORED_SURE && !listed)
+            sim_fail("snapshot %.10s is lost", s->name);
+        if (s->state == STORED_MAYBE && settled)
+            set_state(s, listed ? STORED_SURE : STORED_NOT);
         count += listed;
     }
     if (count != list.count)
@@ -82,19 +70,19 @@ static void create(Sim *sim, SimSnapshot *s)
     values = model_values(&sim->model);
     if (!values || sim->crashed)
         return;
-    snprintf(s->name, sizeof(s->name), "s%" PRIu64, ++sim->next_value);
+    draw_name(sim, s->name);
     s->values = TAKE(values);
     s->size = sim->model.size;
-    s->state = SNAPSHOT_MAYBE;
+    s->state = STORED_MAYBE;
     r = driver_qcow2.snapshots->create(sim->node, &info, &err);
-    say("create snapshot %s: %d", s->name, r);
+    say("create snapshot %.10s: %d", s->name, r);
     if (r == 0)
-        set_state(s, SNAPSHOT_SURE);
+        set_state(s, STORED_SURE);
     /* Narrow refcounts cannot count so many. */
     if (r < 0 && mem_failures == sim->failures && sim->shape.refcount_bits < 8)
-        set_state(s, SNAPSHOT_NONE);
+        set_state(s, STORED_NOT);
     else
-        expect(sim, "snapshot", r);
+        expect(sim, "making a snapshot", r);
 }
 
 static void drop(Sim *sim, SimSnapshot *s)
@@ -102,11 +90,11 @@ static void drop(Sim *sim, SimSnapshot *s)
     AUTO_ERROR Error err = ERROR_INIT;
     int r;
 
-    s->state = SNAPSHOT_MAYBE;
+    s->state = STORED_MAYBE;
     r = driver_qcow2.snapshots->remove(sim->node, NULL, s->name, &err);
-    say("remove snapshot %s: %d", s->name, r);
+    say("remove snapshot %.10s: %d", s->name, r);
     if (r == 0)
-        set_state(s, SNAPSHOT_NONE);
+        set_state(s, STORED_NOT);
     expect(sim, "removing a snapshot", r);
 }
 
@@ -116,11 +104,13 @@ static void apply(Sim *sim, SimSnapshot *s)
     Change change;
     int r;
 
+    if (bitmaps_any(sim)) /* the graph refuses that */
+        return;
     if (sim->model.other_size != sim->model.size && flush(sim) < 0)
         return;
     if (!model_begin_apply(&sim->model, s->size, s->values, &change))
         return;
-    say("apply snapshot %s, %" PRIu64, s->name, change.start);
+    say("apply snapshot %.10s, %" PRIu64, s->name, change.start);
     r = driver_qcow2.snapshots->apply(sim->node, NULL, s->name, &err);
     say("  apply: %d", r);
     model_end(&sim->model, &change, r == 0, r == 0);
@@ -134,9 +124,9 @@ void op_snapshot(Sim *sim)
 {
     SimSnapshot *s = &sim->snapshots[test_random(MAX_SNAPSHOTS)];
 
-    if (sim->shape.data_file || s->state == SNAPSHOT_MAYBE)
+    if (sim->shape.data_file || s->state == STORED_MAYBE)
         return;
-    if (s->state == SNAPSHOT_NONE)
+    if (s->state == STORED_NOT)
         create(sim, s);
     else if (one_in(2))
         drop(sim, s);

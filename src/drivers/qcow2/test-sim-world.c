@@ -29,6 +29,16 @@ static uint64_t draw_cluster(bool extended)
     return ANY_OF(512, 512, 512, 1024, 2048, 4096, 4096, 16384, 65536);
 }
 
+/* A small image that is nearly as large as its refcounts can count: 64 blocks in the table, or one block. */
+static void draw_growing(Shape *s)
+{
+    s->v2 = s->extended = s->data_file = s->raw = s->backing = false;
+    s->grows = s->preallocated = true;
+    s->cluster = 512;
+    s->refcount_bits = ANY_OF(1, 2, 64, 64);
+    s->sectors = (s->refcount_bits == 64 ? 3965 : s->refcount_bits == 1 ? 4020 : 2000) - test_random(200);
+}
+
 void draw_shape(Shape *s)
 {
     *s = (Shape){.v2 = one_in(6), .backing = one_in(3), .faults = one_in(2), .crashes = !one_in(5)};
@@ -40,13 +50,11 @@ void draw_shape(Shape *s)
     s->cluster = draw_cluster(s->extended);
     s->refcount_bits = s->v2 ? 16 : ANY_OF(1, 2, 4, 8, 16, 16, 32, 64, 64);
     s->sectors = 1 + test_random(ANY_OF(16, 256, 512, 1024));
-    if (s->cluster == 512 && one_in(24)) { /* the refcount table grows */
-        s->sectors = 6000 + test_random(2000);
-        s->refcount_bits = s->v2 ? 16 : 64;
-    }
     if (s->cluster > 64 * KIB)
         s->sectors = 1 + test_random(4 * s->cluster / SECTOR);
     s->preallocated = !s->backing && one_in(12);
+    if (one_in(12))
+        draw_growing(s);
     s->backing_sectors = s->backing ? 1 + test_random(s->sectors + s->sectors / 4) : 0;
     s->l2_cache = ANY_OF(0, 1, 1, 4096);
     s->refcount_cache = ANY_OF(0, 1, 1, 4096);
@@ -69,6 +77,8 @@ void set_options(const Shape *s)
         .pass_discard_other = true,
         .has_pass_discard_request = one_in(2),
         .pass_discard_request = one_in(2),
+        .has_lazy_refcounts = !s->v2 && one_in(6),
+        .lazy_refcounts = one_in(2),
         .has_discard_no_unref = !s->v2 && one_in(4),
         .discard_no_unref = true};
 }
@@ -123,7 +133,10 @@ void make_files(Sim *sim)
     mem_yields = false;
     make_backing(sim);
     make_image(&sim->shape);
+    strcpy(sim->names[0], "backing");
+    strcpy(sim->names[1], "backing");
     made = mem_file;
+    memcpy(sim->head, made->data, sizeof(sim->head));
     mem_file = mem_file_new(made->data, made->size, true);
     mem_file_free(made);
     mem_data_file = sim->shape.data_file ? mem_file_new(NULL, 0, true) : NULL;
@@ -149,6 +162,15 @@ void end_faults(Sim *sim)
     mem_limit = UINT64_C(1) << 30;
 }
 
+static void judge_name(const Sim *sim, const Image *image)
+{
+    char name[SIM_NAME_BYTES];
+
+    image_backing_name(image, name, sizeof(name));
+    if (sim->shape.backing && !str_eq(name, sim->names[0]) && !str_eq(name, sim->names[1]))
+        sim_fail("the name of the backing file is '%s'", name);
+}
+
 /* What would be found if it all ended now. Returns the size of the disk. */
 static uint64_t judge_crash(Sim *sim, const MemFile *file, const MemFile *data, bool power)
 {
@@ -168,6 +190,8 @@ static uint64_t judge_crash(Sim *sim, const MemFile *file, const MemFile *data, 
             sim_fail("after %s sector %" PRIu64 " holds %016" PRIx64 ", which may not be:%s",
                 power ? "a power cut" : "the end of the process", i, get_be64(contents),
                 model_describe(m, i));
+    judge_name(sim, &image);
+    bitmaps_judge_crash(sim, &image);
     return size;
 }
 
@@ -201,6 +225,18 @@ static void leave_to_kernel(MemFile *file)
         file->writes[i].completed = true;
 }
 
+/* A repair leaves nothing to be repaired, and the data as they were. */
+static void judge_repaired(Sim *sim, const char *how)
+{
+    Image image = image_of(sim, mem_file, mem_data_file);
+    ImageFacts facts;
+
+    (void)judge_crash(sim, mem_file, mem_data_file, sim->power);
+    image_check(&image, true, &facts);
+    if (facts.dirty)
+        sim_fail("repaired %s, the image is still dirty", how);
+}
+
 /* From now on the disk answers nobody; what is left of the engine unwinds. */
 static void crash(Sim *sim)
 {
@@ -219,8 +255,32 @@ static void crash(Sim *sim)
         leave_to_kernel(mem_file);
         leave_to_kernel(mem_data_file);
     }
+    happened(sim->power ? "a power cut" : "the end of the process");
     note(1, size, sim->power);
     sim->crashed = sim->over = mem_dead = true;
+}
+
+static void note_growth(const uint8_t *before, const uint8_t *now)
+{
+    if (get_be32(now + 56) > get_be32(before + 56))
+        happened("growth of the refcount table");
+    if (get_be32(now + 36) > get_be32(before + 36))
+        happened("growth of the L1 table");
+}
+
+/* Mostly it is when the header changes that much depends on a few writes. */
+static uint64_t looks_one_in(Sim *sim)
+{
+    if (mem_file->size >= sizeof(sim->head) && memcmp(sim->head, mem_file->data, sizeof(sim->head)) != 0) {
+        note_growth(sim->head, mem_file->data);
+        memcpy(sim->head, mem_file->data, sizeof(sim->head));
+        sim->watch = 6;
+    }
+    if (sim->watch) {
+        sim->watch--;
+        return 2;
+    }
+    return sim->shape.grows ? 400 : sim->watched ? 12 : 60;
 }
 
 void simulate_step(Sim *sim)
@@ -231,64 +291,133 @@ void simulate_step(Sim *sim)
         say("the disk has recovered");
         end_faults(sim);
     }
-    if (!sim->node || sim->crashed)
+    if (!sim->open || sim->crashed)
         return;
     if (test_steps == sim->crash_step)
         crash(sim);
-    else if (sim->shape.crashes && sim->shape.cluster <= 64 * KIB && sim->model.capacity < 3000 && one_in(60))
+    else if (sim->shape.crashes && sim->shape.cluster <= 64 * KIB && one_in(looks_one_in(sim)))
         look_at_crash(sim, one_in(2));
+}
+
+/* Before anybody opens it again. */
+static void repair_closed(Sim *sim)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    CheckResult result = {0};
+    Node *node;
+
+    mem_for_check = true;
+    set_options(&sim->shape);
+    node = test_open(false, &err);
+    if (!node || driver_qcow2.check(node, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS, &result, &err) < 0)
+        sim_fail("an image cannot be repaired after a crash: %s", err.message);
+    test_close(node);
+    mem_for_check = false;
+    say("repaired, %" PRIu64 " leaks were there", result.leaks_fixed);
+    if (result.leaks || result.corruptions || result.check_errors)
+        sim_fail("a repair leaves %" PRIu64 " leaks and %" PRIu64 " corruptions", result.leaks,
+            result.corruptions);
+    sim->blemished = false;
+    judge_repaired(sim, "offline");
+    happened("repairing an image that nobody uses");
 }
 
 /* The host, or the daemon, is started again. */
 void recover(Sim *sim)
 {
     if (sim->node)
-        test_close(TAKE(sim->node));
+        test_close(sim->node);
+    sim->node = NULL;
     end_faults(sim);
     mem_dead = false;
-    sim->crashed = false;
+    sim->crashed = sim->open = false;
     sim->blemished = true;
-    if (!sim->power)
-        return;
-    mem_file_free(mem_file);
-    mem_file_free(mem_data_file);
-    mem_file = TAKE(sim->left_file);
-    mem_data_file = TAKE(sim->left_data);
+    if (sim->power) {
+        mem_file_free(mem_file);
+        mem_file_free(mem_data_file);
+        mem_file = TAKE(sim->left_file);
+        mem_data_file = TAKE(sim->left_data);
+    }
+    if (one_in(4))
+        repair_closed(sim);
 }
 
 /* ---- Opening and closing ---- */
 
+/* What a killed process has left with the kernel may go with the host. */
+static bool settle(Sim *sim)
+{
+    bool unsettled = false;
+
+    for (unsigned i = 0; i < MAX_SNAPSHOTS; i++)
+        unsettled |= sim->snapshots[i].state == STORED_MAYBE;
+    for (unsigned i = 0; i < MAX_BITMAPS; i++)
+        unsettled |= sim->bitmaps[i].state == STORED_MAYBE;
+    return !unsettled || flush(sim) == 0;
+}
+
+static void compare_opened(Sim *sim, const MemFile *before)
+{
+    Image image = image_of(sim, before, mem_data_file);
+    ImageFacts facts;
+    bool settled;
+
+    image_check(&image, false, &facts);
+    if (facts.dirty && !sim->crashed) {
+        judge_repaired(sim, "when it was opened");
+        sim->blemished = false;
+        happened("repairing a dirty image");
+    }
+    settled = settle(sim);
+    if (sim->crashed)
+        return;
+    bitmaps_compare(sim, &image, settled);
+    snapshots_compare(sim, settled);
+}
+
 void open_image(Sim *sim)
 {
+    MemFile *before = take_file(mem_file, false);
     AUTO_ERROR Error err = ERROR_INIT;
 
     end_faults(sim);
     set_options(&sim->shape);
+    sim->excused = bitmaps_may_be_lost(sim);
     sim->failures = mem_failures;
+    sim->resized = false;
+    sim->open = true;
     sim->node = test_open(false, &err);
     if (!sim->node && !sim->crashed)
         sim_fail("the image cannot be opened: %s", err.message);
     if (sim->node && sim->node->size != sim->model.size * SECTOR)
         sim_fail("the disk has %" PRIu64 " bytes, not %" PRIu64, (uint64_t)sim->node->size,
             sim->model.size * SECTOR);
-    snapshots_compare(sim);
-    if (!one_in(4))
+    if (!sim->crashed)
+        compare_opened(sim, before);
+    mem_file_free(before);
+    if (!sim->crashed && !one_in(4))
         read_all(sim);
 }
 
-/* Everything is in the file, and nothing but that. */
-static void judge_closed(Sim *sim)
+void judge_closed(Sim *sim)
 {
     Image image = image_of(sim, mem_file, mem_data_file);
     uint8_t contents[SECTOR];
     ImageFacts facts;
 
-    image_check(&image, !sim->blemished, &facts);
+    image_check(&image, !sim->blemished && !sim->crowded, &facts);
     note(3, facts.leaks, mem_file->size);
+    if (facts.snapshot_bytes > sim->shape.cluster)
+        happened("a snapshot table of several clusters");
     for (uint64_t i = 0; i < sim->model.size; i++)
         if (image_sector(&image, i, contents) && !model_survives(&sim->model, i, contents, true))
             sim_fail("closed, sector %" PRIu64 " holds %016" PRIx64 ":%s", i, get_be64(contents),
                 model_describe(&sim->model, i));
+    judge_name(sim, &image);
+    image_backing_name(&image, sim->names[0], SIM_NAME_BYTES);
+    strcpy(sim->names[1], sim->names[0]);
+    sim->name_unsure = false;
+    bitmaps_judge_closed(sim, &image);
 }
 
 /* Without failures, closing loses nothing; nor after a flush. */
@@ -302,15 +431,20 @@ void close_image(Sim *sim)
     if (!sure)
         sure = flush(sim) == 0;
     failures = mem_failures;
-    test_close(TAKE(sim->node));
+    if (!sim->crashed)
+        bitmaps_remember(sim);
+    test_close(sim->node);
+    sim->node = NULL;
     if (sim->crashed)
         return;
+    sim->open = false;
     sure &= mem_failures == failures;
     sim->blemished |= mem_failures != sim->failures;
     say("closed, %s", sure ? "cleanly" : "after failures");
     if (sure) {
         model_closed(&sim->model);
         judge_closed(sim);
+        happened("closing");
     } else {
         model_killed(&sim->model, judge_crash(sim, mem_file, mem_data_file, false));
     }

@@ -46,6 +46,23 @@ void note(uint64_t a, uint64_t b, uint64_t c)
         digest = (digest ^ words[i]) * UINT64_C(0x9e3779b97f4a7c15), digest ^= digest >> 29;
 }
 
+/* What has been done well, over all seeds. */
+static struct {
+    const char *what;
+    uint64_t times;
+} deeds[64];
+
+void happened(const char *what)
+{
+    unsigned i = 0;
+
+    while (deeds[i].what && !str_eq(deeds[i].what, what))
+        i++;
+    assert_true(i < ARRAY_SIZE(deeds) - 1);
+    deeds[i].what = what;
+    deeds[i].times++;
+}
+
 void say(const char *fmt, ...)
 {
     va_list args;
@@ -89,8 +106,10 @@ static void worker(void *arg)
         if (sim->left && !sim->over) {
             sim->left--;
             sim->done++;
+            sim->watched = op->alone;
             note(4, operation_number(op), test_steps);
             op->run(sim);
+            sim->watched = false;
         }
         co_rwlock_unlock(&sim->lock);
     }
@@ -164,6 +183,7 @@ static uint64_t run_seed(uint64_t seed, unsigned operation_limit)
     mem_file_free(TAKE(mem_backing));
     mem_options = (BlockdevOptionsQcow2){0};
     snapshots_forget(&sim);
+    bitmaps_forget(&sim);
     model_done(&sim.model);
     current = NULL;
     return digest;
@@ -229,7 +249,7 @@ static unsigned shrink(uint64_t seed)
 static int run_many(const Request *q)
 {
     time_t started = time(NULL), end = started + (time_t)(q->minutes * 60);
-    uint64_t failed = 0, at;
+    uint64_t failed = 0, at = q->from;
 
     for (uint64_t from = q->from; from <= q->to && (!q->minutes || time(NULL) < end); from += BATCH) {
         uint64_t to = MIN(from + BATCH - 1, q->to);
@@ -289,10 +309,31 @@ static int main_by_hand(int argc, char **argv)
 
 /* ---- As a test ---- */
 
+static uint64_t times_of(const char *what)
+{
+    for (unsigned i = 0; deeds[i].what; i++)
+        if (str_eq(deeds[i].what, what))
+            return deeds[i].times;
+    return 0;
+}
+
+/* These seeds are worth as much as what they do. */
 static void test_seeds(void **state)
 {
+    static const char *const wanted[] = {"write", "compressed write", "write_zeroes", "discard", "flush",
+        "read", "status", "resize", "growth with preallocation", "growth of the L1 table",
+        "growth of the refcount table", "closing", "check", "repairing a dirty image",
+        "repairing an image that nobody uses", "stopping to write", "reopening with other options",
+        "read-only", "making a snapshot", "removing a snapshot", "applying a snapshot",
+        "a snapshot table of several clusters", "adding a bitmap", "removing a bitmap", "clearing a bitmap",
+        "merging bitmaps", "enabling a bitmap", "disabling a bitmap", "changing the backing file",
+        "a failure of the disk", "a power cut", "the end of the process"};
+
     for (uint64_t seed = 1; seed <= CHECKED_SEEDS; seed++)
         (void)run_seed(seed, 0);
+    for (unsigned i = 0; i < ARRAY_SIZE(wanted); i++)
+        if (!times_of(wanted[i]))
+            fail_msg("nothing of this has happened: %s", wanted[i]);
 }
 
 /* Other memory, the same events. */
