@@ -132,6 +132,10 @@ struct Driver {
     /* For drivers whose size follows that of a child, which another parent may have changed: sets node->size.
      * Does not wait; any loop. */
     void (*refresh_size)(Node *node);
+    /* The node gets another home loop: called on the old one before, and on the new one afterwards, at rest. For what a
+     * driver has running there by itself. Both or none. */
+    void (*leave_home)(Node *node);
+    void (*enter_home)(Node *node);
     const DriverSnapshots *snapshots;
     /* The permissions that the node needs on a child, and leaves to others, for what its own parents ask.
      * NULL: default for its role. */

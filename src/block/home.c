@@ -82,13 +82,38 @@ static void move(const Component *c, Object *iothread, Object **left)
     }
 }
 
+static int leave(void *arg)
+{
+    Node *node = arg;
+
+    node->driver->leave_home(node);
+    return 0;
+}
+
+static int enter(void *arg)
+{
+    Node *node = arg;
+
+    node->driver->enter_home(node);
+    return 0;
+}
+
+static void call_drivers(const Component *c, int (*fn)(void *arg))
+{
+    for (size_t i = 0; i < c->count; i++)
+        if (c->nodes[i]->driver->leave_home)
+            loop_call(c->nodes[i]->home, fn, c->nodes[i]);
+}
+
 static void move_component(const Component *c, Object *iothread)
 {
     Object **left = mem_zalloc(c->count * sizeof(Object *));
 
     for_each_user(c, edge_close_gate);
     for_each_user(c, edge_wait_until_idle);
+    call_drivers(c, leave);
     move(c, iothread, left);
+    call_drivers(c, enter);
     for_each_user(c, edge_open_gate);
     for_each_user(c, tell);
     graph_change_end();

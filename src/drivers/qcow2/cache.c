@@ -154,6 +154,7 @@ static int entry_load(Cache *c, CacheEntry *entry, uint64_t offset)
     co_cond_broadcast(&c->room);
     if (r < 0)
         entry_remove(c, entry);
+    clean_begin(c->q);
     return r;
 }
 
@@ -223,21 +224,44 @@ void cache_forget(Cache *c, uint64_t offset, uint64_t bytes)
     }
 }
 
-void cache_clean(Cache *c)
+/* Nothing is in the cache, nobody waits for it. */
+static void give_back(Cache *c)
 {
+    for (size_t i = 0; i < c->slab_count; i++) {
+        (void)madvise(c->slabs[i], MAX((size_t)SLAB_BYTES, (size_t)1 << c->slice_bits), MADV_DONTNEED);
+        free(c->slabs[i]);
+    }
+    memset(c->entries, 0, c->count * sizeof(*c->entries));
+    c->slab_count = 0;
+    c->spare = NULL;
+    c->count = c->hand = 0;
+}
+
+bool cache_clean(Cache *c)
+{
+    bool clean = false, busy = false;
+
     for (uint32_t i = 0; i < c->count; i++) {
         CacheEntry *entry = &c->entries[i];
 
-        if (entry->loading || entry->dirty || entry->frozen || !entry->offset)
+        if (!entry->offset)
             continue;
+        if (entry->loading || entry->dirty || entry->frozen) {
+            busy = true;
+            continue;
+        }
         if (entry->used) {
             entry->used = false;
+            clean = true;
             continue;
         }
         entry_remove(c, entry);
         if (c->slice_bits >= 12)
             (void)madvise(entry->table, (size_t)1 << c->slice_bits, MADV_DONTNEED);
     }
+    if (!clean && !busy)
+        give_back(c);
+    return clean;
 }
 
 /* ---- Write-back ---- */
@@ -321,6 +345,7 @@ int cache_write_frozen(Cache *c)
             thaw(c, sorted[done++], true);
     }
     cache_unfreeze(c);
+    clean_begin(c->q);
     return r < 0 ? r : 0;
 }
 

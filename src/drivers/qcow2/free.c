@@ -68,19 +68,8 @@ static void advance(Qcow2 *q)
     }
 }
 
-/* Once in an interval, slices that nobody has asked for since the last time give their memory back. */
-static void clean_caches(Qcow2 *q)
-{
-    q->clean_next_ns = loop_now_ns() + q->clean_interval_ns;
-    cache_clean(&q->l2);
-    cache_clean(&q->refcounts);
-    inflate_clean(q);
-}
-
 unsigned request_begin(Qcow2 *q)
 {
-    if (UNLIKELY(loop_now_ns() >= q->clean_next_ns))
-        clean_caches(q);
     q->inflight[q->epoch]++;
     return q->epoch;
 }

@@ -224,6 +224,7 @@ static int load_slot(Qcow2 *q, Slot *slot, uint64_t entry, uint64_t skip, IoSlic
     slot->entry = entry;
     slot->host = host_of(q, entry);
     slot->loading = slot->used = true;
+    clean_begin(q);
     list_append(bucket_of(f, slot->host), &slot->bucket_link);
     list_remove(&slot->link);
     list_append(&f->slots, &slot->link);
@@ -369,10 +370,10 @@ void inflate_forget(Qcow2 *q, uint64_t cluster)
         }
 }
 
-void inflate_clean(Qcow2 *q)
+bool inflate_clean(Qcow2 *q)
 {
     if (!q->inflate)
-        return;
+        return false;
     LIST_FOREACH_SAFE (link, &q->inflate->slots) {
         Slot *slot = LIST_ENTRY(link, Slot, link);
 
@@ -382,6 +383,7 @@ void inflate_clean(Qcow2 *q)
             slot_free(q, slot);
     }
     buffers_free(q->inflate);
+    return q->inflate->count;
 }
 
 void inflate_done(Qcow2 *q)

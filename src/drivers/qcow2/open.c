@@ -285,7 +285,6 @@ int image_read_options(Qcow2 *q, const BlockdevOptionsQcow2 *o, Error *err)
     if (q->discard_no_unref && q->header.version < 3)
         return err_set(err, -EINVAL, "discard-no-unref is only supported since qcow2 version 3");
     q->clean_interval_ns = interval * UINT64_C(1000000000);
-    q->clean_next_ns = interval ? loop_now_ns() + q->clean_interval_ns : UINT64_MAX;
     q->pass_discard_request = o->has_pass_discard_request ? o->pass_discard_request : q->node->discard_unmap;
     q->pass_discard_snapshot = !o->has_pass_discard_snapshot || o->pass_discard_snapshot;
     q->pass_discard_other = o->has_pass_discard_other && o->pass_discard_other;
@@ -619,9 +618,12 @@ int image_open(Node *node, const BlockdevOptions *options, Error *err)
     q->stored = image_new_bitmaps();
     list_init(&q->allocs);
     list_init(&q->in_place);
+    co_group_init(&q->cleaner);
     r = open_steps(q, &options->u.qcow2, err);
-    if (r < 0)
+    if (r < 0) {
+        clean_end(q);
         image_done(q);
+    }
     return r;
 }
 
@@ -659,5 +661,6 @@ void image_close(Node *node)
 
     if (q->writable && !q->corrupt) /* failing leaves leaked clusters at worst, or was reported by flush */
         (void)!image_stop_writing(node, &err);
+    clean_end(q);
     image_done(q);
 }

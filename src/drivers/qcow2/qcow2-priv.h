@@ -141,8 +141,9 @@ int cache_write_frozen(Cache *c) MUST_CHECK;
 void cache_unfreeze(Cache *c);
 /* Both, with the lock. */
 int cache_write_dirty(Cache *c) MUST_CHECK;
-/* Frees the memory of clean slices that were not used since the last call. */
-void cache_clean(Cache *c);
+/* Frees the memory of clean slices that were not used since the last call; false: there are no clean ones
+ * now. */
+bool cache_clean(Cache *c);
 
 static inline uint32_t cache_bucket(const Cache *c, uint64_t offset)
 {
@@ -332,7 +333,9 @@ struct Qcow2 {
 
     uint8_t *copy_buffers; /* spare copy-on-write buffers, chained through their first bytes */
 
-    uint64_t clean_interval_ns, clean_next_ns;
+    uint64_t clean_interval_ns; /* 0: never */
+    bool cleaning;
+    CoGroup cleaner;
 
     StoredBitmaps *stored; /* stored.h */
 };
@@ -509,6 +512,13 @@ void free_durable(Qcow2 *q);
 /* Decrements what is READY. */
 int free_reclaim(Qcow2 *q) MUST_CHECK;
 
+/* ---- clean.c ---- */
+
+/* Something is in memory that can be given back. At home. */
+void clean_begin(Qcow2 *q);
+/* Waits until nothing is cleaned any more: the node is to be closed, or to leave its home. */
+void clean_end(Qcow2 *q);
+
 /* ---- away.c ---- */
 
 /* On another loop than home: what reads need there; NULL without memory. */
@@ -627,8 +637,8 @@ bool inflate_piece_add(const Qcow2 *q, InflatePiece *piece, uint64_t entry);
 int inflate_piece(Qcow2 *q, const InflatePiece *piece, IoSlice dst) MUST_CHECK;
 /* A host cluster is about to hold something else. */
 void inflate_forget(Qcow2 *q, uint64_t cluster);
-/* Frees the memory of what was not used since the last call. */
-void inflate_clean(Qcow2 *q);
+/* Frees the memory of what was not used since the last call; false: nothing is left. */
+bool inflate_clean(Qcow2 *q);
 void inflate_done(Qcow2 *q);
 
 /* ---- Encryption (crypt.c) ---- */

@@ -206,6 +206,16 @@ static int image_probe(const uint8_t *header, size_t bytes, const char *filename
     return bytes >= 8 && get_be32(header) == QCOW2_MAGIC && get_be32(header + 4) >= 2 ? 100 : 0;
 }
 
+static void image_leave_home(Node *node)
+{
+    clean_end(node->state);
+}
+
+static void image_enter_home(Node *node)
+{
+    clean_begin(node->state);
+}
+
 /* Growing zeroes what an external data file holds behind the end of the disk. */
 static void image_child_permissions(
     Node *node, Edge *child, unsigned perm, unsigned shared, unsigned *ret_perm, unsigned *ret_shared)
@@ -229,6 +239,8 @@ const Driver driver_qcow2 = {
     .discard = image_discard,
     .flush = image_flush,
     .status = image_status,
+    .leave_home = image_leave_home,
+    .enter_home = image_enter_home,
     .resize = image_resize,
     .child_permissions = image_child_permissions,
     .snapshots = &qcow2_snapshots,

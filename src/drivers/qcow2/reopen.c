@@ -11,7 +11,7 @@
 typedef struct Qcow2Before {
     bool lazy_refcounts, pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref;
     unsigned overlap_check;
-    uint64_t clean_interval_ns, clean_next_ns;
+    uint64_t clean_interval_ns;
     Cache l2, refcounts; /* after prepare: those that are not in force */
 } Qcow2Before;
 
@@ -30,7 +30,6 @@ static Qcow2Before *remember(const Qcow2 *q)
     before->discard_no_unref = q->discard_no_unref;
     before->overlap_check = q->overlap_check;
     before->clean_interval_ns = q->clean_interval_ns;
-    before->clean_next_ns = q->clean_next_ns;
     return before;
 }
 
@@ -43,7 +42,6 @@ static void put_back(Qcow2 *q, const Qcow2Before *before)
     q->discard_no_unref = before->discard_no_unref;
     q->overlap_check = before->overlap_check;
     q->clean_interval_ns = before->clean_interval_ns;
-    q->clean_next_ns = before->clean_next_ns;
 }
 
 static void swap_caches(Qcow2 *q, Qcow2Before *before)
@@ -136,6 +134,8 @@ void image_reopen_commit(Node *node)
 
     q->file_node = edge_node(q->file);
     forget(q);
+    clean_end(q); /* its interval may be another one */
+    clean_begin(q);
 }
 
 void image_reopen_abort(Node *node)
