@@ -317,8 +317,8 @@ static uint64_t times_of(const char *what)
     return 0;
 }
 
-/* These seeds are worth as much as what they do. */
-static void test_seeds(void **state)
+/* What has to happen and has not yet, or NULL. */
+static const char *missing(void)
 {
     static const char *const wanted[] = {"write", "compressed write", "write_zeroes", "discard", "flush",
         "read", "status", "resize", "growth with preallocation", "growth of the L1 table",
@@ -329,11 +329,22 @@ static void test_seeds(void **state)
         "merging bitmaps", "enabling a bitmap", "disabling a bitmap", "changing the backing file",
         "a failure of the disk", "a power cut", "the end of the process"};
 
-    for (uint64_t seed = 1; seed <= CHECKED_SEEDS; seed++)
-        (void)run_seed(seed, 0);
     for (unsigned i = 0; i < ARRAY_SIZE(wanted); i++)
         if (!times_of(wanted[i]))
-            fail_msg("nothing of this has happened: %s", wanted[i]);
+            return wanted[i];
+    return NULL;
+}
+
+/* These seeds are worth as much as what they do. What is rare moves to other seeds with each change of the
+ * engine: it is waited for a while. */
+static void test_seeds(void **state)
+{
+    uint64_t seed = 1;
+
+    while (seed <= CHECKED_SEEDS || (missing() && seed <= 10 * CHECKED_SEEDS))
+        (void)run_seed(seed++, 0);
+    if (missing())
+        fail_msg("nothing of this has happened: %s", missing());
 }
 
 /* Other memory, the same events. */
