@@ -88,7 +88,7 @@ int bitmaps_begin(Sim *sim, uint64_t offset, uint64_t bytes)
     r = test_change_begin(sim->node, offset, bytes);
     if (r < 0 || sim->crashed)
         return r;
-    sim->resized = false;
+    sim->resized = sim->excused = false;
     for (unsigned i = 0; i < MAX_BITMAPS; i++) {
         SimBitmap *b = &sim->bitmaps[i];
 
@@ -412,7 +412,7 @@ void bitmaps_compare(Sim *sim, const Image *image, bool settled)
     uint64_t count = 0;
     ImageFacts facts;
 
-    sim->excused = false;
+    sim->excused &= !sim->power; /* what a killed process has left with the kernel may go yet */
     image_check(image, false, &facts);
     for (unsigned i = 0; i < MAX_BITMAPS; i++) {
         SimBitmap *b = &sim->bitmaps[i];

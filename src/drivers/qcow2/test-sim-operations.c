@@ -196,8 +196,10 @@ int flush(Sim *sim)
     say("flush, %" PRIu64, began);
     r = driver_qcow2.flush(sim->node);
     say("  flush %" PRIu64 ": %d", began, r);
-    if (r == 0)
+    if (r == 0) {
         model_end_flush(&sim->model, began);
+        sim->excused = false;
+    }
     expect(sim, "flush", r);
     return r;
 }
