@@ -92,9 +92,12 @@ MemFile *mem_file_new(const void *data, uint64_t size, bool record)
 {
     MemFile *file = mem_new(MemFile);
 
-    if (record)
-        file->durable = mem_zalloc(1);
-    mem_file_reserve(file, size);
+    file->capacity = align_up(MAX(size, UINT64_C(4096)), 4096);
+    file->data = mem_zalloc(file->capacity);
+    if (record) {
+        file->durable = mem_zalloc(file->capacity);
+        file->durable_number = mem_zalloc(file->capacity / SECTOR * sizeof(uint64_t));
+    }
     file->size = file->durable_size = size;
     if (size) {
         memcpy(file->data, data, size);

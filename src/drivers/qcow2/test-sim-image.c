@@ -20,6 +20,7 @@ typedef struct Judge {
     const uint8_t *file;
     uint64_t size, cluster, clusters, disk_size;
     unsigned cluster_bits, refcount_order;
+    unsigned table_bits; /* entries of an L2 table */
     bool old /* version 2 */, extended, exact, dirty;
     uint64_t l1, l1_entries, table, table_entries;
     uint64_t snapshots, snapshots_at, snapshot_bytes;
@@ -95,6 +96,7 @@ static void read_head(Judge *j, const Image *image)
     incompatible = j->old ? 0 : get_be64(h + 72);
     j->dirty = incompatible & 1;
     j->extended = incompatible & 16;
+    j->table_bits = j->cluster_bits - (j->extended ? 4 : 3);
     j->refcount_order = j->old ? 4 : get_be32(h + 96);
     if (incompatible & 2)
         sim_fail("the image is marked corrupt");
@@ -106,10 +108,10 @@ static void read_head(Judge *j, const Image *image)
 
 static void refer(Judge *j, uint64_t offset, uint64_t count, const char *what, uint64_t index)
 {
-    if (offset % j->cluster)
+    if (offset & (j->cluster - 1))
         sim_fail("%s %" PRIu64 ": place %#" PRIx64 " is not aligned", what, index, offset);
     for (uint64_t i = 0; i < count; i++) {
-        uint64_t cluster = offset / j->cluster + i;
+        uint64_t cluster = (offset >> j->cluster_bits) + i;
 
         if (cluster >= j->clusters)
             sim_fail("%s %" PRIu64 ": place %#" PRIx64 " is not in the file (%#" PRIx64 " bytes)", what,
@@ -143,14 +145,14 @@ static void refer_compressed(Judge *j, uint64_t entry, uint64_t index)
 
 static uint64_t refcount_of(const Judge *j, uint64_t cluster)
 {
-    uint64_t per_block = j->cluster * 8 >> j->refcount_order, index = cluster / per_block, block, at,
-             value = 0;
+    unsigned block_bits = j->cluster_bits + 3 - j->refcount_order;
+    uint64_t index = cluster >> block_bits, block, at, value = 0;
     unsigned bits = 1U << j->refcount_order;
 
     block = index < j->table_entries ? entry_at(j, j->table + index * 8) : 0;
     if (!block)
         return 0;
-    at = cluster % per_block * bits;
+    at = (cluster & ((UINT64_C(1) << block_bits) - 1)) * bits;
     if (bits < 8)
         return j->file[block + at / 8] >> at % 8 & ((1U << bits) - 1);
     for (unsigned i = 0; i < bits / 8; i++)
@@ -162,9 +164,9 @@ static uint64_t refcount_of(const Judge *j, uint64_t cluster)
 
 static uint64_t l2_entry(const Judge *j, uint64_t guest, uint64_t *ret_subs)
 {
-    uint64_t bytes = j->extended ? 16 : 8, per_table = j->cluster / bytes;
-    uint64_t l1 = guest / per_table < j->l1_entries ? entry_at(j, j->l1 + guest / per_table * 8) & OFFSET : 0;
-    uint64_t at = l1 + guest % per_table * bytes;
+    uint64_t index = guest >> j->table_bits, in_table = guest & ((UINT64_C(1) << j->table_bits) - 1);
+    uint64_t l1 = index < j->l1_entries ? entry_at(j, j->l1 + index * 8) & OFFSET : 0;
+    uint64_t at = l1 + in_table * (j->extended ? 16 : 8);
 
     *ret_subs = l1 && j->extended ? entry_at(j, at + 8) : 0;
     return l1 ? entry_at(j, at) : 0;
@@ -202,7 +204,7 @@ static void refer_guest(Judge *j, uint64_t guest)
 /* After all references are known. */
 static void check_copied(const Judge *j, uint64_t entry, const char *what, uint64_t index)
 {
-    uint64_t cluster = (entry & OFFSET) / j->cluster;
+    uint64_t cluster = (entry & OFFSET) >> j->cluster_bits;
 
     if ((entry & COMPRESSED) || !(entry & OFFSET))
         return;
@@ -218,11 +220,11 @@ static void check_copied(const Judge *j, uint64_t entry, const char *what, uint6
 /* All that an L1 table leads to. */
 static void refer_tree(Judge *j)
 {
-    uint64_t per_table = j->cluster / (j->extended ? 16 : 8);
+    uint64_t per_table = UINT64_C(1) << j->table_bits;
 
-    for (uint64_t i = 0; i < j->l1_entries * per_table; i++)
-        if (entry_at(j, j->l1 + i / per_table * 8) & OFFSET)
-            refer_guest(j, i);
+    for (uint64_t i = 0; i < j->l1_entries; i++)
+        for (uint64_t k = 0; (entry_at(j, j->l1 + i * 8) & OFFSET) && k < per_table; k++)
+            refer_guest(j, i * per_table + k);
 }
 
 static void refer_snapshot(const Judge *j, uint64_t at, uint64_t index)
@@ -313,7 +315,7 @@ static void refer_metadata(Judge *j)
 
 static void check_entries(Judge *j)
 {
-    uint64_t per_table = j->cluster / (j->extended ? 16 : 8), subs;
+    uint64_t per_table = UINT64_C(1) << j->table_bits, subs;
 
     if (div_round_up(div_round_up(j->disk_size, j->cluster), per_table) > j->l1_entries)
         sim_fail("the L1 table has %" PRIu64 " entries, too few for %" PRIu64 " bytes", j->l1_entries,
@@ -375,28 +377,37 @@ static void read_file(const ImageFile *f, uint64_t offset, uint8_t *contents)
         memcpy(contents, f->data + offset, bytes);
 }
 
-bool image_sector(const Image *image, uint64_t sector, uint8_t *contents)
+static bool read_sector(const Judge *j, uint64_t sector, uint8_t *contents)
 {
     uint64_t offset = sector * SECTOR, subs, entry, sub;
     bool zero, stored;
-    Judge j;
 
-    read_head(&j, image);
-    entry = l2_entry(&j, offset / j.cluster, &subs);
+    entry = l2_entry(j, offset >> j->cluster_bits, &subs);
     if (entry & COMPRESSED)
         return false;
-    sub = offset % j.cluster / (j.cluster / 32);
-    zero = j.extended ? subs >> 32 >> sub & 1 : entry & 1;
-    stored = (entry & OFFSET) || (image->has_data_file && (entry & COPIED));
-    if (j.extended)
+    sub = (offset & (j->cluster - 1)) >> (j->cluster_bits - 5);
+    zero = j->extended ? subs >> 32 >> sub & 1 : entry & 1;
+    stored = (entry & OFFSET) || (j->image->has_data_file && (entry & COPIED));
+    if (j->extended)
         stored = stored && (subs >> sub & 1);
     if (zero)
         memset(contents, 0, SECTOR);
     else if (stored)
-        read_file(&image->data, (entry & OFFSET) + offset % j.cluster, contents);
+        read_file(&j->image->data, (entry & OFFSET) + (offset & (j->cluster - 1)), contents);
     else
-        read_file(&image->backing, offset, contents);
+        read_file(&j->image->backing, offset, contents);
     return true;
+}
+
+void image_sectors(const Image *image, ImageSectorFn *fn, void *arg)
+{
+    uint8_t contents[SECTOR];
+    Judge j;
+
+    read_head(&j, image);
+    for (uint64_t i = 0; i < j.disk_size / SECTOR; i++)
+        if (read_sector(&j, i, contents))
+            fn(arg, i, contents);
 }
 
 /* ---- What bitmaps say ---- */

@@ -122,8 +122,9 @@ typedef struct ImageFacts {
 /* Fails the run unless the image is sound but for leaks; exact: and without any, and with each entry marked
  * as COPIED whose cluster has one reference. */
 void image_check(const Image *image, bool exact, ImageFacts *ret_facts);
-/* Reads a guest sector; false if it is compressed. */
-bool image_sector(const Image *image, uint64_t sector, uint8_t *contents);
+/* Calls fn for each sector of the disk, but for those that are compressed. */
+typedef void ImageSectorFn(void *arg, uint64_t sector, const uint8_t *contents);
+void image_sectors(const Image *image, ImageSectorFn *fn, void *arg);
 
 /* A dirty bitmap as a reader of the image has to understand it, the journal included. */
 typedef struct ImageBitmap {

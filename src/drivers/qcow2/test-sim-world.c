@@ -171,12 +171,27 @@ static void judge_name(const Sim *sim, const Image *image)
         sim_fail("the name of the backing file is '%s'", name);
 }
 
+typedef struct Crash {
+    Sim *sim;
+    bool power;
+} Crash;
+
+static void judge_sector(void *arg, uint64_t sector, const uint8_t *contents)
+{
+    const Crash *c = arg;
+
+    if (!model_survives(&c->sim->model, sector, contents, c->power))
+        sim_fail("after %s sector %" PRIu64 " holds %016" PRIx64 ", which may not be:%s",
+            c->power ? "a power cut" : "the end of the process", sector, get_be64(contents),
+            model_describe(&c->sim->model, sector));
+}
+
 /* What would be found if it all ended now. Returns the size of the disk. */
 static uint64_t judge_crash(Sim *sim, const MemFile *file, const MemFile *data, bool power)
 {
     Image image = image_of(sim, file, data);
     const Model *m = &sim->model;
-    uint8_t contents[SECTOR];
+    Crash crash = {sim, power};
     ImageFacts facts;
     uint64_t size;
 
@@ -185,11 +200,7 @@ static uint64_t judge_crash(Sim *sim, const MemFile *file, const MemFile *data, 
     if (size != m->size && size != m->other_size)
         sim_fail("after a crash the disk has %" PRIu64 " sectors, not %" PRIu64 " or %" PRIu64, size, m->size,
             m->other_size);
-    for (uint64_t i = 0; i < size; i++)
-        if (image_sector(&image, i, contents) && !model_survives(m, i, contents, power))
-            sim_fail("after %s sector %" PRIu64 " holds %016" PRIx64 ", which may not be:%s",
-                power ? "a power cut" : "the end of the process", i, get_be64(contents),
-                model_describe(m, i));
+    image_sectors(&image, judge_sector, &crash);
     judge_name(sim, &image);
     bitmaps_judge_crash(sim, &image);
     return size;
@@ -211,9 +222,15 @@ static MemFile *take_file(const MemFile *file, bool power)
 
 static void look_at_crash(Sim *sim, bool power)
 {
-    MemFile *file = take_file(mem_file, power), *data = take_file(mem_data_file, power);
+    MemFile *file, *data;
 
-    (void)judge_crash(sim, file, data, power);
+    if (!power) {
+        (void)judge_crash(sim, mem_file, mem_data_file, false);
+        return;
+    }
+    file = mem_file_cut(mem_file);
+    data = mem_data_file ? mem_file_cut(mem_data_file) : NULL;
+    (void)judge_crash(sim, file, data, true);
     mem_file_free(file);
     mem_file_free(data);
 }
@@ -399,20 +416,25 @@ void open_image(Sim *sim)
         read_all(sim);
 }
 
+static void judge_closed_sector(void *arg, uint64_t sector, const uint8_t *contents)
+{
+    const Sim *sim = arg;
+
+    if (!model_survives(&sim->model, sector, contents, true))
+        sim_fail("closed, sector %" PRIu64 " holds %016" PRIx64 ":%s", sector, get_be64(contents),
+            model_describe(&sim->model, sector));
+}
+
 void judge_closed(Sim *sim)
 {
     Image image = image_of(sim, mem_file, mem_data_file);
-    uint8_t contents[SECTOR];
     ImageFacts facts;
 
     image_check(&image, !sim->blemished && !sim->crowded, &facts);
     note(3, facts.leaks, mem_file->size);
     if (facts.snapshot_bytes > sim->shape.cluster)
         happened("a snapshot table of several clusters");
-    for (uint64_t i = 0; i < sim->model.size; i++)
-        if (image_sector(&image, i, contents) && !model_survives(&sim->model, i, contents, true))
-            sim_fail("closed, sector %" PRIu64 " holds %016" PRIx64 ":%s", i, get_be64(contents),
-                model_describe(&sim->model, i));
+    image_sectors(&image, judge_closed_sector, sim);
     judge_name(sim, &image);
     image_backing_name(&image, sim->names[0], SIM_NAME_BYTES);
     strcpy(sim->names[1], sim->names[0]);
