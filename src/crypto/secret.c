@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The object type `secret`. Unlike in QEMU, the property `data` cannot be read back, and the properties
- * cannot be changed after creation (there, a change has no effect on the secret).
+ * Secrets in memory, and the object type `secret`. Unlike in QEMU, the property `data` cannot be read back,
+ * and the properties cannot be changed after creation (there, a change has no effect on the secret).
  */
-#include "crypto/secret.h"
+#include "crypto/secret-priv.h"
 
 #include "base/limits.h"
 #include "base/mem.h"
-#include "generated/types.h"
-#include "schema/object.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -21,14 +19,10 @@
 #define KEY_BYTES 32
 #define BLOCK_BYTES 16
 
-extern const ObjectKind object_kind_secret;
-
-typedef struct Secret {
-    uint8_t *data;
-    size_t bytes;
-    char *file, *keyid, *iv; /* as given, or NULL */
-    QCryptoSecretFormat format;
-} Secret;
+typedef struct FileSecret {
+    SecretObject common;
+    char *file; /* as given, or NULL */
+} FileSecret;
 
 /* ---- Memory ---- */
 
@@ -69,13 +63,7 @@ static uint8_t *copy(const void *from, size_t bytes)
     return data;
 }
 
-/* Data on its way through the steps of creation. */
-typedef struct Bytes {
-    uint8_t *data;
-    size_t bytes;
-} Bytes;
-
-static void bytes_done(Bytes *b)
+void bytes_done(Bytes *b)
 {
     secret_free(b->data, b->bytes);
     *b = (Bytes){0};
@@ -197,6 +185,82 @@ int secret_decrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *data, s
     return r;
 }
 
+/* ---- What the bytes mean ---- */
+
+/* Replaces base64 text by what it says. */
+static int from_format(const SecretCommonProperties *o, Bytes *b, Error *err)
+{
+    Bytes decoded;
+    int r;
+
+    if (!o->has_format || o->format != QCRYPTO_SECRET_FORMAT_BASE64)
+        return 0;
+    r = secret_from_base64((const char *)b->data, b->bytes, &decoded.data, &decoded.bytes, err);
+    if (r < 0)
+        return r;
+    bytes_done(b);
+    *b = decoded;
+    return 0;
+}
+
+static int load_iv(const SecretCommonProperties *o, Bytes *ret_iv, Error *err)
+{
+    int r;
+
+    if (!o->iv)
+        return err_set(err, -EINVAL, "IV is required to decrypt secret");
+    r = secret_from_base64(o->iv, strlen(o->iv), &ret_iv->data, &ret_iv->bytes, err);
+    if (r == 0 && ret_iv->bytes != BLOCK_BYTES)
+        return err_set(err, -EINVAL, "IV should be %d bytes in length not %zu", BLOCK_BYTES, ret_iv->bytes);
+    return r;
+}
+
+static int decrypt(const SecretCommonProperties *o, Bytes *b, Error *err)
+{
+    AUTO_BYTES Bytes key = {0}, iv = {0};
+    Bytes plain;
+    int r = secret_lookup(o->keyid, &key.data, &key.bytes, err);
+
+    if (r < 0)
+        return r;
+    if (key.bytes != KEY_BYTES)
+        return err_set(err, -EINVAL, "Key should be %d bytes in length", KEY_BYTES);
+    r = load_iv(o, &iv, err);
+    if (r == 0)
+        r = from_format(o, b, err);
+    if (r == 0)
+        r = secret_decrypt(key.data, iv.data, b->data, b->bytes, &plain.data, &plain.bytes, err);
+    if (r < 0)
+        return r;
+    bytes_done(b);
+    *b = plain;
+    return 0;
+}
+
+int secret_object_init(SecretObject *s, const SecretCommonProperties *options, Bytes *take_bytes, Error *err)
+{
+    AUTO_BYTES Bytes b = *take_bytes;
+    int r;
+
+    *take_bytes = (Bytes){0};
+    r = options->keyid ? decrypt(options, &b, err) : from_format(options, &b, err);
+    if (r < 0)
+        return r;
+    s->secret = b;
+    b = (Bytes){0};
+    s->keyid = str_dup(options->keyid);
+    s->iv = str_dup(options->iv);
+    s->format = options->has_format ? options->format : QCRYPTO_SECRET_FORMAT_RAW;
+    return 0;
+}
+
+void secret_object_done(SecretObject *s)
+{
+    bytes_done(&s->secret);
+    free(s->keyid);
+    free(s->iv);
+}
+
 /* ---- Creation ---- */
 
 /* Reads from a file or a pipe; one byte more than allowed shows that it is too long. */
@@ -221,7 +285,7 @@ static ssize_t read_up_to(int fd, uint8_t *data, size_t max)
 static int read_file(const char *name, Bytes *ret_bytes, Error *err)
 {
     AUTO_CLOSE int fd = open(name, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    CLEANUP(bytes_done) Bytes all = {.bytes = LIMIT_SECRET_BYTES + 1};
+    AUTO_BYTES Bytes all = {.bytes = LIMIT_SECRET_BYTES + 1};
     ssize_t n;
 
     if (fd < 0)
@@ -257,140 +321,88 @@ static int load(const SecretProperties *o, Bytes *ret_bytes, Error *err)
     return ret_bytes->data ? 0 : out_of_memory(err);
 }
 
-/* Replaces base64 text by what it says. */
-static int from_format(const SecretProperties *o, Bytes *b, Error *err)
-{
-    Bytes decoded;
-    int r;
-
-    if (!o->has_format || o->format != QCRYPTO_SECRET_FORMAT_BASE64)
-        return 0;
-    r = secret_from_base64((const char *)b->data, b->bytes, &decoded.data, &decoded.bytes, err);
-    if (r < 0)
-        return r;
-    bytes_done(b);
-    *b = decoded;
-    return 0;
-}
-
-static int load_iv(const SecretProperties *o, Bytes *ret_iv, Error *err)
-{
-    int r;
-
-    if (!o->iv)
-        return err_set(err, -EINVAL, "IV is required to decrypt secret");
-    r = secret_from_base64(o->iv, strlen(o->iv), &ret_iv->data, &ret_iv->bytes, err);
-    if (r == 0 && ret_iv->bytes != BLOCK_BYTES)
-        return err_set(err, -EINVAL, "IV should be %d bytes in length not %zu", BLOCK_BYTES, ret_iv->bytes);
-    return r;
-}
-
-static int decrypt(const SecretProperties *o, Bytes *b, Error *err)
-{
-    CLEANUP(bytes_done) Bytes key = {0}, iv = {0};
-    Bytes plain;
-    int r = secret_lookup(o->keyid, &key.data, &key.bytes, err);
-
-    if (r < 0)
-        return r;
-    if (key.bytes != KEY_BYTES)
-        return err_set(err, -EINVAL, "Key should be %d bytes in length", KEY_BYTES);
-    r = load_iv(o, &iv, err);
-    if (r == 0)
-        r = from_format(o, b, err);
-    if (r == 0)
-        r = secret_decrypt(key.data, iv.data, b->data, b->bytes, &plain.data, &plain.bytes, err);
-    if (r < 0)
-        return r;
-    bytes_done(b);
-    *b = plain;
-    return 0;
-}
-
 static int secret_create(Object *object, const ObjectOptions *options, Error *err)
 {
     const SecretProperties *o = &options->u.secret;
-    Secret *s = object_state(object, &object_kind_secret);
-    CLEANUP(bytes_done) Bytes b = {0};
+    SecretCommonProperties common = {o->has_format, o->format, o->keyid, o->iv};
+    FileSecret *s = object_state(object, &object_kind_secret);
+    Bytes b = {0};
     int r = load(o, &b, err);
 
     if (r == 0)
-        r = o->keyid ? decrypt(o, &b, err) : from_format(o, &b, err);
-    if (r < 0)
-        return r;
-    s->data = TAKE(b.data);
-    s->bytes = b.bytes;
-    s->file = str_dup(o->file);
-    s->keyid = str_dup(o->keyid);
-    s->iv = str_dup(o->iv);
-    s->format = o->has_format ? o->format : QCRYPTO_SECRET_FORMAT_RAW;
-    return 0;
+        r = secret_object_init(&s->common, &common, &b, err);
+    if (r == 0)
+        s->file = str_dup(o->file);
+    return r;
 }
 
 static void secret_destroy(Object *object)
 {
-    Secret *s = object_state(object, &object_kind_secret);
+    FileSecret *s = object_state(object, &object_kind_secret);
 
-    secret_free(s->data, s->bytes);
+    secret_object_done(&s->common);
     free(s->file);
-    free(s->keyid);
-    free(s->iv);
 }
 
 /* ---- Use ---- */
 
+/* NULL: the object is no secret. */
+static const SecretObject *secret_of(Object *object)
+{
+    const SecretObject *s = object_state(object, &object_kind_secret);
+
+    return s ? s : object_state(object, &object_kind_secret_keyring);
+}
+
 int secret_lookup(const char *id, uint8_t **ret_data, size_t *ret_bytes, Error *err)
 {
     Object *object = object_find(id);
-    const Secret *s = object_state(object, &object_kind_secret);
+    const SecretObject *s = secret_of(object);
     uint8_t *data;
 
     if (!object)
         return err_set(err, -ENOENT, "No secret with id '%s'", id);
     if (!s)
         return err_set(err, -EINVAL, "Object with id '%s' is not a secret", id);
-    data = copy(s->data, s->bytes);
+    data = copy(s->secret.data, s->secret.bytes);
     if (!data)
         return out_of_memory(err);
     *ret_data = data;
-    *ret_bytes = s->bytes;
+    *ret_bytes = s->secret.bytes;
     return 0;
 }
 
 /* ---- Properties ---- */
 
-static int get_text(Object *object, const ObjectProperty *property, JsonValue **ret_value, Error *err)
+int secret_get_text(Object *object, const ObjectProperty *property, JsonValue **ret_value, Error *err)
 {
-    const Secret *s = object_state(object, &object_kind_secret);
+    const SecretObject *s = secret_of(object);
     const char *text = *(char *const *)((const char *)s + *(const size_t *)property->data);
 
     *ret_value = json_string_new(text ? text : "");
     return 0;
 }
 
-static int get_format(Object *object, const ObjectProperty *property, JsonValue **ret_value, Error *err)
+int secret_get_format(Object *object, const ObjectProperty *property, JsonValue **ret_value, Error *err)
 {
-    const Secret *s = object_state(object, &object_kind_secret);
-
-    *ret_value = json_string_new(qcrypto_secret_format_name(s->format));
+    *ret_value = json_string_new(qcrypto_secret_format_name(secret_of(object)->format));
     return 0;
 }
 
-static const size_t iv_offset = offsetof(Secret, iv), keyid_offset = offsetof(Secret, keyid),
-                    file_offset = offsetof(Secret, file);
+const size_t secret_iv_offset = offsetof(SecretObject, iv),
+             secret_keyid_offset = offsetof(SecretObject, keyid);
+static const size_t file_offset = offsetof(FileSecret, file);
 
 static const ObjectProperty properties[] = {
-    {.name = "iv", .type = "string", .get = get_text, .data = &iv_offset},
-    {.name = "keyid", .type = "string", .get = get_text, .data = &keyid_offset},
-    {.name = "format", .type = "QCryptoSecretFormat", .get = get_format},
-    {.name = "file", .type = "string", .get = get_text, .data = &file_offset},
+    SECRET_COMMON_PROPERTIES,
+    {.name = "file", .type = "string", .get = secret_get_text, .data = &file_offset},
     {.name = "data", .type = "string"},
     {0},
 };
 
 const ObjectKind object_kind_secret = {
     .name = "secret",
-    .state_size = sizeof(Secret),
+    .state_size = sizeof(FileSecret),
     .create = secret_create,
     .destroy = secret_destroy,
     .properties = properties,

@@ -132,6 +132,23 @@ CASES = [
         ],
     ),
     Qmps(
+        'object-secret-keyring',
+        lines=[
+            q('object-add', qom_type='secret_keyring', id='s1'),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=0),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=1),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=-2000),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=2147483648),
+            q('object-add', qom_type='secret_keyring', id='s1', serial='4'),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=1.5),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=1, format='hex'),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=1, data='a'),
+            q('object-add', qom_type='secret_keyring', id='s1', serial=1, keyid='missing'),
+            q('qom-list-properties', typename='secret_keyring'),
+            q('object-del', id='s1'),
+        ],
+    ),
+    Qmps(
         'object-secret-encrypted',
         lines=[
             q(
