@@ -25,6 +25,7 @@ COMBINATIONS = [
     ('aes-256', 'ctr', 'plain64', None, 'ripemd160'),
     ('aes-256', 'ecb', 'plain64', None, 'sha256'),
     ('cast5-128', 'cbc', 'plain64', None, 'sha256'),
+    ('cast5-128', 'cbc', 'essiv', 'md5', 'sha256'),
     ('serpent-256', 'xts', 'plain64', None, 'sha256'),
     ('serpent-128', 'cbc', 'essiv', 'md5', 'sha256'),
     ('serpent-192', 'xts', 'plain', None, 'sha256'),

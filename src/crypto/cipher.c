@@ -94,16 +94,17 @@ static int find_essiv(const CipherSpec *spec, const struct nettle_cipher **ret_c
     size_t bytes = hash_bytes(spec->ivgen_hash);
     QCryptoCipherAlgo found;
 
+    if (cipher_find(family, bytes, &found)) {
+        *ret_cipher = ciphers[found].cipher;
+        return 0;
+    }
     if (spec->algorithm == QCRYPTO_CIPHER_ALGO_CAST5_128)
         return err_set(err, -ENOTSUP, "Cipher %s not supported with essiv", name);
-    if (!cipher_find(family, bytes, &found))
-        return err_set(err, -ENOTSUP, "No %s cipher with key size %zu available",
-            family[0] == 'a'   ? "AES"
-            : family[0] == 's' ? "Serpent"
-                               : "Twofish",
-            bytes);
-    *ret_cipher = ciphers[found].cipher;
-    return 0;
+    return err_set(err, -ENOTSUP, "No %s cipher with key size %zu available",
+        family[0] == 'a'   ? "AES"
+        : family[0] == 's' ? "Serpent"
+                           : "Twofish",
+        bytes);
 }
 
 /* The cipher of the vectors, NULL if they are not encrypted. */
