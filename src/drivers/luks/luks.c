@@ -304,6 +304,7 @@ static int luks_image_info(Node *node, ImageInfo *info, Error *err)
     const LuksState *s = node->state;
 
     info->has_encrypted = info->encrypted = true;
+    info->has_dirty_flag = true;
     info->format_specific = mem_new(ImageInfoSpecific);
     info->format_specific->type = IMAGE_INFO_SPECIFIC_KIND_LUKS;
     info->format_specific->u.luks.data = s->luks2 ? luks2_info(s->luks2) : luks_info(&s->luks);
