@@ -33,7 +33,7 @@ struct NodePrivate {
 MemFile *mem_file, *mem_data_file, *mem_backing;
 BlockdevOptionsQcow2 mem_options;
 uint64_t mem_limit = UINT64_C(1) << 30;
-bool mem_yields = true, mem_for_check, mem_partial_faults, mem_dead;
+bool mem_yields = true, mem_for_check, mem_partial_faults, mem_dead, mem_device;
 unsigned mem_corruptions, mem_faults, mem_read_faults;
 uint64_t mem_failures;
 static __thread uint64_t random_state = 1;
@@ -419,6 +419,8 @@ int edge_resize(Edge *edge, uint64_t size, bool exact, Preallocation prealloc, u
 {
     if (size > mem_limit && size > edge->mem->size)
         return err_set(err, fail(-ENOSPC), "too large");
+    if (mem_device && size < edge->mem->size)
+        return err_set(err, -ENOTSUP, "a device has its size");
     mem_file_reserve(edge->mem, size);
     if (size < edge->mem->size)
         truncate_file(edge->mem, size);

@@ -37,6 +37,8 @@ extern MemFile *mem_file, *mem_data_file, *mem_backing;
 extern BlockdevOptionsQcow2 mem_options;
 /* Largest size that a file may grow to; beyond: -ENOSPC. */
 extern uint64_t mem_limit;
+/* Files are devices: they do not become smaller. */
+extern bool mem_device;
 /* How many of a thousand writes and flushes fail, and of reads. Without any effect; unless partial, then a
  * part of a write may have been done. */
 extern unsigned mem_faults, mem_read_faults;
