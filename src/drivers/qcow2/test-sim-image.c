@@ -7,6 +7,7 @@
 
 #include "base/endian.h"
 #include "base/mem.h"
+#include "crypto/cipher.h"
 
 #include <inttypes.h>
 #include <string.h>
@@ -300,9 +301,31 @@ static void refer_bitmaps(Judge *j)
 
 /* ---- The whole ---- */
 
+static void find_key(const Judge *j, uint64_t *ret_offset, uint64_t *ret_bytes)
+{
+    const uint8_t *ext = get_be32(j->file + 32) ? find_extension(j, 0x0537be77, 16) : NULL;
+
+    if (get_be32(j->file + 32) && !ext)
+        sim_fail("the image has lost its key");
+    *ret_offset = ext ? get_be64(ext) : 0;
+    *ret_bytes = ext ? get_be64(ext + 8) : 0;
+}
+
+void image_key_place(const Image *image, uint64_t *ret_offset, uint64_t *ret_bytes)
+{
+    Judge j;
+
+    read_head(&j, image);
+    find_key(&j, ret_offset, ret_bytes);
+}
+
 static void refer_metadata(Judge *j)
 {
+    uint64_t key, key_bytes;
+
+    find_key(j, &key, &key_bytes);
     refer_once(j, 0, 1, "header", 0);
+    refer_once(j, key, div_round_up(key_bytes, j->cluster), "LUKS header", 0);
     refer_once(j, j->table, j->table_entries * 8 / j->cluster, "refcount table", 0);
     for (uint64_t i = 0; i < j->table_entries; i++)
         if (entry_at(j, j->table + i * 8))
@@ -377,6 +400,14 @@ static void read_file(const ImageFile *f, uint64_t offset, uint8_t *contents)
         memcpy(contents, f->data + offset, bytes);
 }
 
+/* The place in the file is the number of the initialisation vector. */
+static void read_stored(const Image *image, uint64_t offset, uint8_t *contents)
+{
+    read_file(&image->data, offset, contents);
+    if (image->cipher)
+        sector_cipher_decrypt(image->cipher, offset / SECTOR, contents, contents, SECTOR);
+}
+
 static bool read_sector(const Judge *j, uint64_t sector, uint8_t *contents)
 {
     uint64_t offset = sector * SECTOR, subs, entry, sub;
@@ -393,7 +424,7 @@ static bool read_sector(const Judge *j, uint64_t sector, uint8_t *contents)
     if (zero)
         memset(contents, 0, SECTOR);
     else if (stored)
-        read_file(&j->image->data, (entry & OFFSET) + (offset & (j->cluster - 1)), contents);
+        read_stored(j->image, (entry & OFFSET) + (offset & (j->cluster - 1)), contents);
     else
         read_file(&j->image->backing, offset, contents);
     return true;

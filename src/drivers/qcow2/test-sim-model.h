@@ -109,7 +109,11 @@ typedef struct ImageFile {
 typedef struct Image {
     ImageFile file, data, backing; /* data: also without a data file; then as file */
     bool has_data_file;
+    const struct SectorCipher *cipher; /* of the data, or NULL */
 } Image;
+
+/* Where the LUKS header is. */
+void image_key_place(const Image *image, uint64_t *ret_offset, uint64_t *ret_bytes);
 
 typedef struct ImageFacts {
     uint64_t disk_size;

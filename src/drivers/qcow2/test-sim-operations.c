@@ -40,9 +40,10 @@ static uint64_t max_bytes(const Sim *sim)
     return MIN(sim->model.size * SECTOR, MAX(64 * KIB, 3 * sim->shape.cluster));
 }
 
-static uint64_t draw_align(void)
+/* Encrypted images have whole sectors only. */
+static uint64_t draw_align(const Sim *sim)
 {
-    return one_in(4) ? 1 : SECTOR;
+    return one_in(4) && !sim->shape.encrypted ? 1 : SECTOR;
 }
 
 void draw_name(Sim *sim, char *name)
@@ -104,7 +105,7 @@ static void write_at(Sim *sim, Range range, unsigned flags)
 
 static void op_write(Sim *sim)
 {
-    write_at(sim, draw_range(sim, max_bytes(sim), draw_align()), draw_flags(sim));
+    write_at(sim, draw_range(sim, max_bytes(sim), draw_align(sim)), draw_flags(sim));
 }
 
 static void op_write_compressed(Sim *sim)
@@ -112,7 +113,7 @@ static void op_write_compressed(Sim *sim)
     uint64_t size = sim->model.size * SECTOR;
     Range range = draw_range(sim, size, sim->shape.cluster);
 
-    if (sim->shape.data_file)
+    if (sim->shape.data_file || sim->shape.encrypted)
         return;
     range.bytes = MIN(range.bytes, 4 * sim->shape.cluster);
     if (!is_aligned(range.bytes, sim->shape.cluster) && range.offset + range.bytes != size)
@@ -122,7 +123,7 @@ static void op_write_compressed(Sim *sim)
 
 static void op_read(Sim *sim)
 {
-    Range range = draw_range(sim, max_bytes(sim), draw_align());
+    Range range = draw_range(sim, max_bytes(sim), draw_align(sim));
     AUTO_FREE uint8_t *data = mem_zalloc(range.bytes);
     uint64_t began = model_begin_read(&sim->model);
     struct iovec iov;
@@ -137,7 +138,7 @@ static void op_read(Sim *sim)
 
 static void op_write_zeroes(Sim *sim)
 {
-    Range range = draw_range(sim, max_bytes(sim), draw_align());
+    Range range = draw_range(sim, max_bytes(sim), draw_align(sim));
     unsigned flags = draw_flags(sim) & REQ_OUTLIVES;
     Change change;
     int r;
@@ -164,7 +165,7 @@ static void op_write_zeroes(Sim *sim)
 /* Whole clusters become zeroes, others stay as they are. */
 static void op_discard(Sim *sim)
 {
-    Range range = draw_range(sim, sim->model.size * SECTOR, draw_align());
+    Range range = draw_range(sim, sim->model.size * SECTOR, draw_align(sim));
     uint64_t size = sim->model.size * SECTOR, cluster = sim->shape.cluster;
     uint64_t end = range.offset + range.bytes, first = align_up(range.offset, cluster);
     Change change;

@@ -2,6 +2,7 @@
 /* The world of the simulator: images, their opening and closing, crashes and failures of the disk. See
  * test-sim.h. */
 #include "base/mem.h"
+#include "crypto/luks.h"
 #include "drivers/qcow2/test-sim.h"
 
 #define MAX_STEPS 3000000 /* of the disk: a run that takes more will never end */
@@ -60,11 +61,16 @@ void draw_shape(Shape *s)
     s->refcount_cache = ANY_OF(0, 1, 1, 4096);
     s->slice = one_in(2) ? 512 : 0;
     s->outlives = (unsigned)ANY_OF(0, 0, 50, 100);
+    s->encrypted = one_in(8) && !(s->v2 && s->preallocated);
 }
 
 void set_options(const Shape *s)
 {
+    static BlockdevQcow2Encryption luks = {
+        .format = BLOCKDEV_QCOW2_ENCRYPTION_FORMAT_LUKS, .u.luks.key_secret = (char *)"secret"};
+
     mem_options = (BlockdevOptionsQcow2){.data_file = s->data_file ? &any_file : NULL,
+        .encrypt = s->encrypted ? &luks : NULL,
         .has_l2_cache_size = s->l2_cache,
         .l2_cache_size = (int64_t)s->l2_cache,
         .has_refcount_cache_size = s->refcount_cache,
@@ -99,6 +105,13 @@ static void make_backing(Sim *sim)
 static void make_image(const Shape *s)
 {
     AUTO_ERROR Error err = ERROR_INIT;
+    QCryptoBlockCreateOptions luks = {.format = QCRYPTO_BLOCK_FORMAT_LUKS,
+        .u.luks = {.key_secret = (char *)"secret",
+            .has_cipher_alg = true,
+            .cipher_alg = QCRYPTO_CIPHER_ALGO_AES_128,
+            .has_cipher_mode = true,
+            .cipher_mode = QCRYPTO_CIPHER_MODE_CBC,
+            .has_iter_time = true}}; /* 0: nothing that depends on the processor's speed */
     BlockdevCreateOptions options = {
         .u.qcow2 = {.file = &any_file,
             .data_file = s->data_file ? &any_file : NULL,
@@ -106,6 +119,7 @@ static void make_image(const Shape *s)
             .data_file_raw = s->raw,
             .backing_file = s->backing ? (char *)"backing" : NULL,
             .size = s->sectors * SECTOR,
+            .encrypt = s->encrypted ? &luks : NULL,
             .has_version = true,
             .version = s->v2 ? BLOCKDEV_QCOW2_VERSION_V2 : BLOCKDEV_QCOW2_VERSION_V3,
             .has_cluster_size = true,
@@ -126,6 +140,34 @@ static void make_image(const Shape *s)
         sim_fail("the image cannot be made: %s", err.message);
 }
 
+static int read_key(void *opaque, uint64_t offset, void *data, size_t bytes)
+{
+    memcpy(data, mem_file->data + *(const uint64_t *)opaque + offset, bytes);
+    return 0;
+}
+
+/* The judge has the key from the file, as the engine has. */
+static void find_cipher(Sim *sim)
+{
+    Image image = {.file = {mem_file->data, mem_file->size}, .has_data_file = sim->shape.data_file};
+    AUTO_ERROR Error err = ERROR_INIT;
+    uint64_t offset, bytes;
+    LuksIo io = {.read = read_key, .opaque = &offset};
+    uint8_t *key = NULL;
+    Luks luks;
+    int r;
+
+    image_key_place(&image, &offset, &bytes);
+    r = luks_read(&io, false, &luks, &err);
+    if (r == 0)
+        r = luks_unlock(&luks, &io, "secret", &key, &err);
+    if (r == 0)
+        r = sector_cipher_new(&luks.spec, key, SECTOR, &sim->cipher, &err);
+    if (r < 0)
+        sim_fail("the image has no key: %s", err.message);
+    free(key);
+}
+
 void make_files(Sim *sim)
 {
     MemFile *made;
@@ -139,13 +181,16 @@ void make_files(Sim *sim)
     memcpy(sim->head, made->data, sizeof(sim->head));
     mem_file = mem_file_new(made->data, made->size, true);
     mem_file_free(made);
+    if (sim->shape.encrypted)
+        find_cipher(sim);
     mem_data_file = sim->shape.data_file ? mem_file_new(NULL, 0, true) : NULL;
     mem_yields = true;
 }
 
 static Image image_of(const Sim *sim, const MemFile *file, const MemFile *data)
 {
-    Image image = {.file = {file->data, file->size}, .has_data_file = sim->shape.data_file};
+    Image image = {
+        .file = {file->data, file->size}, .has_data_file = sim->shape.data_file, .cipher = sim->cipher};
 
     image.data = data ? (ImageFile){data->data, data->size} : image.file;
     if (mem_backing)

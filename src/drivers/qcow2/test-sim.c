@@ -168,12 +168,13 @@ static uint64_t run_seed(uint64_t seed, unsigned operation_limit)
     sim.left = 20 + (unsigned)test_random(ANY_OF(50, 150, 300));
     if (operation_limit)
         sim.left = MIN(sim.left, operation_limit);
-    say("seed %" PRIu64 ": v%d cluster %" PRIu64 " refcounts %" PRIu64 "%s%s%s%s%s%s%s, %" PRIu64
+    say("seed %" PRIu64 ": v%d cluster %" PRIu64 " refcounts %" PRIu64 "%s%s%s%s%s%s%s%s, %" PRIu64
         " sectors, %u operations",
         seed, sim.shape.v2 ? 2 : 3, sim.shape.cluster, sim.shape.refcount_bits,
         sim.shape.extended ? " extended" : "", sim.shape.backing ? " backing" : "",
         sim.shape.data_file ? " data-file" : "", sim.shape.raw ? " raw" : "", sim.shape.lazy ? " lazy" : "",
-        sim.shape.faults ? " faults" : "", sim.shape.crashes ? " crashes" : "", sim.shape.sectors, sim.left);
+        sim.shape.encrypted ? " encrypted" : "", sim.shape.faults ? " faults" : "",
+        sim.shape.crashes ? " crashes" : "", sim.shape.sectors, sim.left);
     test_on_step = on_step;
     test_run(run, &sim);
     test_on_step = NULL;
@@ -185,6 +186,7 @@ static uint64_t run_seed(uint64_t seed, unsigned operation_limit)
     snapshots_forget(&sim);
     bitmaps_forget(&sim);
     model_done(&sim.model);
+    sector_cipher_free(sim.cipher);
     current = NULL;
     return digest;
 }

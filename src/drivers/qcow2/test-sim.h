@@ -5,6 +5,7 @@
  */
 #pragma once
 
+#include "crypto/cipher.h"
 #include "drivers/qcow2/test-graph.h"
 #include "drivers/qcow2/test-sim-model.h"
 #include "generated/types.h"
@@ -12,7 +13,7 @@
 extern const Driver driver_qcow2;
 
 typedef struct Shape {
-    bool v2, extended, backing, data_file, raw, lazy, zstd, preallocated;
+    bool v2, extended, backing, data_file, raw, lazy, zstd, preallocated, encrypted;
     bool grows; /* to where the refcount table has to become larger, or the first refcount block is full */
     uint64_t cluster, refcount_bits, sectors, backing_sectors;
     uint64_t l2_cache, refcount_cache, slice; /* bytes; 0: default */
@@ -50,6 +51,7 @@ typedef struct SimBitmap {
 typedef struct Sim {
     Shape shape;
     Model model;
+    SectorCipher *cipher; /* of an encrypted image, for its judge */
     Node *node;
     SimSnapshot snapshots[MAX_SNAPSHOTS];
     SimBitmap bitmaps[MAX_BITMAPS];
