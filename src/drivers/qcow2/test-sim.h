@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The simulator of the engine: what its files share. test-sim.c: seeds, lives, what is done by hand;
- * test-sim-world.c: images, crashes; test-sim-operations.c: requests.
+ * test-sim-world.c: images, crashes; test-sim-operations.c: requests; test-sim-bitmaps.c,
+ * test-sim-snapshots.c.
  */
 #pragma once
 
