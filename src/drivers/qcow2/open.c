@@ -521,6 +521,9 @@ static int start_steps(Qcow2 *q, Error *err)
         r = image_prepare_writes(q, err);
     if (r < 0 || q->node->for_check)
         return r;
+    r = image_settle_found_bitmaps(q);
+    if (r < 0)
+        return err_set_errno(err, r, "Could not flush the image");
     r = clear_autoclear(q, err);
     if (r == 0 && (q->header.incompatible & QCOW2_INCOMPATIBLE_DIRTY))
         r = repair_dirty(q, err);

@@ -575,6 +575,8 @@ int image_load_bitmaps(Qcow2 *q, Error *err) MUST_CHECK;
 uint64_t image_bitmaps_autoclear(const Qcow2 *q);
 /* Part of image_prepare_writes(): nobody else may write where they are. */
 int image_protect_bitmaps(Qcow2 *q) MUST_CHECK;
+/* Before anything is written to an image that bitmaps were found in. */
+int image_settle_found_bitmaps(Qcow2 *q) MUST_CHECK;
 /* The node may be written to from now on. */
 void image_start_bitmaps(Qcow2 *q);
 /* Stores them: the node is about to become inactive or read-only, or to be closed. Nothing is in flight. */

@@ -193,11 +193,25 @@ static void free_clusters(Qcow2 *q, const StoredBitmap *item)
     stored_free_table(q, item->table_offset, item->table_entries);
 }
 
+/* With the last one the directory goes, and nothing in the file tells that a killed process was at it: what
+ * may come back then must be something that nobody trusts. */
+static int distrust_last(Qcow2 *q)
+{
+    StoredBitmaps *s = q->stored;
+    int r = stored_settle(q);
+
+    if (r == 0 && !s->in_use)
+        r = stored_mark_in_use(q);
+    return r < 0 || !s->journal ? r : journal_stop(q);
+}
+
 static int remove_item(Qcow2 *q, StoredBitmap *item)
 {
     StoredBitmaps *s = q->stored;
-    int r;
+    int r = s->count == 1 ? distrust_last(q) : 0;
 
+    if (r < 0)
+        return r;
     take_item_out(s, item);
     r = stored_replace_directory(q);
     if (r < 0) {
@@ -319,6 +333,13 @@ int image_protect_bitmaps(Qcow2 *q)
                 r = image_protect(q, item->table[k] & QCOW2_BITMAP_OFFSET_MASK, 1, META_BITMAPS);
     }
     return r;
+}
+
+/* Who was killed has left to the kernel what the file says: that they are in use, intents, the end of a
+ * journal. Writes that count on it, or on bitmaps being lost, must not get to the disk before it. */
+int image_settle_found_bitmaps(Qcow2 *q)
+{
+    return q->stored->count && q->stored->in_use ? edge_flush(q->file) : 0;
 }
 
 void image_start_bitmaps(Qcow2 *q)

@@ -191,7 +191,6 @@ int stored_load(Qcow2 *q, Error *err)
     }
     r = load_entries(q, directory, err);
     s->in_use = are_in_use(s);
-    s->unsure = s->in_use; /* who was killed has left that, and the intents, to the kernel */
     return r;
 }
 

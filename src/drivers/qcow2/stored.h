@@ -80,7 +80,7 @@ typedef struct StoredBitmaps {
     bool in_use;               /* on disk, all that are not inconsistent say so */
     bool moved;                /* the directory on disk does not name all tables yet */
     bool unprotected;          /* there can be no journal */
-    bool unsure; /* what the file says of them may be something else than memory does, or be lost yet */
+    bool unsure;               /* what the file says of them may be something else than memory does */
     Journal *journal;
 } StoredBitmaps;
 
