@@ -144,3 +144,18 @@ def test_sound_image_is_written_under_all_checks(image, daemon):
     handle.shutdown()
     served.stop()
     images.check(path)
+
+
+def test_end_of_a_long_snapshot_table(image, daemon, tmp, rng):
+    """Entries are longer than their fixed part."""
+    path, places = image
+    for i in range(16):
+        run('qemu-img', 'snapshot', '-c', f'{i}'.ljust(250, 'x'), path)
+    one = Damage(path, rng)
+    places['active-l2'] = one.get('>Q', one.l1[0]) & OFFSET
+    places['end'] = one.snapshots[0] + CLUSTER
+    aim(path, places, 'end', rng)
+    other = shutil.copy(path, tmp / 'other.qcow2')
+    mine = attempt(daemon, path, 'constant')
+    assert mine and mine['msg'].endswith('(overlaps with snapshot table)')
+    assert attempt(daemon, other, 'constant', **reference()) == mine

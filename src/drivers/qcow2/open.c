@@ -405,7 +405,7 @@ int image_load_reftable(Qcow2 *q)
 
 int image_prepare_writes(Qcow2 *q, Error *err)
 {
-    const Qcow2Header *h = &q->header;
+    uint64_t bytes;
     int r = image_load_reftable(q);
 
     if (r < 0)
@@ -421,8 +421,10 @@ int image_prepare_writes(Qcow2 *q, Error *err)
         r = protect_entries(q, q->l1, q->l1_entries, QCOW2_OFFSET_MASK, META_L2);
     if (r == 0)
         r = protect_blocks(q);
-    if (r == 0 && h->snapshots)
-        r = image_protect(q, h->snapshots_offset, h->snapshots * UINT64_C(40), META_SNAPSHOTS);
+    if (r == 0)
+        r = snapshot_table_space(q, &bytes);
+    if (r == 0)
+        r = image_protect(q, q->header.snapshots_offset, bytes, META_SNAPSHOTS);
     if (r == 0)
         r = image_protect_bitmaps(q);
     if (r < 0)

@@ -390,6 +390,8 @@ typedef struct SnapshotPlace {
 int snapshot_next(Qcow2 *q, uint64_t *at, SnapshotPlace *ret_place) MUST_CHECK;
 /* The table can be there; where it is not, the image may be used as long as the snapshot is not. */
 bool snapshot_l1_is_sound(const Qcow2 *q, uint64_t offset, uint32_t entries);
+/* Of the whole table, as far as one may reach. */
+int snapshot_table_space(Qcow2 *q, uint64_t *ret_bytes) MUST_CHECK;
 /* overlap.c: adds the tables of snapshots to the set of metadata. */
 int overlap_protect_snapshots(Qcow2 *q, Error *err) MUST_CHECK;
 /* There are other snapshots now. */

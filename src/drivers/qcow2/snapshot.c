@@ -31,6 +31,18 @@ int snapshot_next(Qcow2 *q, uint64_t *at, SnapshotPlace *ret_place)
     return 0;
 }
 
+int snapshot_table_space(Qcow2 *q, uint64_t *ret_bytes)
+{
+    uint64_t start = q->header.snapshots_offset, at = start;
+    SnapshotPlace ignored;
+    int r = 0;
+
+    for (uint32_t i = 0; r == 0 && i < q->header.snapshots && at - start < LIMIT_SNAPSHOT_TABLE_BYTES; i++)
+        r = snapshot_next(q, &at, &ignored);
+    *ret_bytes = MIN(at - start, (uint64_t)LIMIT_SNAPSHOT_TABLE_BYTES);
+    return r;
+}
+
 void snapshot_table_done(SnapshotTable *table)
 {
     for (size_t i = 0; i < table->count; i++)
