@@ -5,6 +5,7 @@
 QMP lines, command lines and NBD conversations come from tests/differential/, images from qemu-img, FUSE requests from here.
 """
 
+import base64
 import hashlib
 import importlib
 import json
@@ -158,7 +159,32 @@ def from_luks(directory):
             header = b'LUKS\xba\xbe\0\1' + struct.pack('>32s32s32sII', b'aes', mode, b'sha256', payload, key_bytes)
             header += struct.pack('>20s32sI40s', b'd' * 20, b's' * 32, 1000, b'uuid')
             packed = b''.join(struct.pack('>II32sII', *slot) for slot in slots)
-            save(directory, 'luks', bytes([detached]) + header + packed)
+            for target in 'luks', 'luks-volume':
+                save(directory, target, bytes([detached]) + header + packed)
+    from_luks2(directory)
+
+
+def from_luks2(directory):
+    """Volumes of version 2 for each key derivation; the first byte says how the target stores the copies."""
+    salt = base64.b64encode(bytes(32)).decode()
+    kdfs = [{'type': name, 'time': 4, 'memory': 32, 'cpus': 1, 'salt': salt} for name in ('argon2i', 'argon2id')]
+    kdfs.append({'type': 'pbkdf2', 'hash': 'sha256', 'iterations': 1000, 'salt': salt})
+    for number, kdf in enumerate(kdfs):
+        for choice in 2, 3, 6, 10, 26:
+            cipher, key_bytes = (('aes-xts-plain64', 64), ('aes-cbc-essiv:sha256', 32))[number % 2]
+            area = {'type': 'raw', 'offset': '32768', 'size': '258048', 'encryption': cipher, 'key_size': key_bytes}
+            af = {'type': 'luks1', 'stripes': 4000, 'hash': 'sha256'}
+            slot = {'type': 'luks2', 'key_size': key_bytes, 'af': af, 'area': area, 'kdf': kdf, 'priority': 2}
+            digest = {'type': 'pbkdf2', 'keyslots': ['0'], 'segments': ['0'], 'hash': 'sha256', 'iterations': 1000}
+            digest.update(salt=salt, digest=salt)
+            size = ('dynamic', '1048576')[number % 2]
+            segment = {'type': 'crypt', 'offset': '16777216', 'size': size, 'iv_tweak': '0', 'encryption': cipher}
+            segment['sector_size'] = (512, 4096)[number % 2]
+            config = {'json_size': '12288', 'keyslots_size': '16744448'}
+            area = {'keyslots': {'0': slot}, 'tokens': {}, 'segments': {'0': segment}, 'digests': {'0': digest}}
+            head = b'LUKS\xba\xbe\0\2' + struct.pack('>QQ48s32s64s40s', 16384, 3, b'label', b'sha256', b'', b'uuid')
+            text = json.dumps({**area, 'config': config}).encode()
+            save(directory, 'luks-volume', bytes([choice]) + head.ljust(512, b'\0') + text)
 
 
 def from_bitmaps(directory):
