@@ -6,12 +6,12 @@ import json
 import random
 
 import pytest
-from test_qcow2_encryption import KIB, MIB, SECRET, SIZE, connect, image_opts, open_image, read_with_reference, work
 
 from lib import images
+from lib.encrypted import KIB, MIB, SECRET, SIZE, connect, image_opts, open_image, read_with_reference
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
-from lib.workload import read_all
+from lib.workload import read_all, scatter
 
 # Ours, and what qemu-img calls the same.
 OPTIONS = {
@@ -116,7 +116,7 @@ def test_created(name, daemon, tmp, rng):
     open_image(served, path)
     handle = connect(served, writable=True)
     assert read_all(handle) == shadow
-    work(handle, rng, shadow)
+    scatter(handle, rng, shadow)
     assert read_all(handle) == shadow
     handle.shutdown()
     served.stop()
@@ -145,7 +145,7 @@ def test_backing(extended, daemon, tmp, rng):
     open_image(served, tmp / 'e.qcow2')
     handle = connect(served, writable=True)
     assert read_all(handle) == shadow
-    work(handle, rng, shadow)
+    scatter(handle, rng, shadow)
     handle.shutdown()
     served.stop()
     check(tmp / 'e.qcow2')
@@ -168,7 +168,7 @@ def test_data_file(raw, extended, daemon, tmp, rng):
     handle = connect(served, writable=True)
     shadow = bytearray(SIZE)
     assert read_all(handle) == shadow
-    work(handle, rng, shadow)
+    scatter(handle, rng, shadow)
     handle.shutdown()
     served.stop()
     check(tmp / 'e.qcow2')

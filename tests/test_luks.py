@@ -8,10 +8,10 @@ import subprocess
 import pytest
 
 from lib import images
-from lib.luks import MIB, OTHER, PASSWORD, SECRET, connect, cryptsetup_opens, open_volume, scatter
+from lib.luks import MIB, OTHER, PASSWORD, SECRET, connect, cryptsetup_opens, open_volume
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
-from lib.workload import read_all
+from lib.workload import read_all, scatter
 
 SIZE = 2 * MIB + 512
 # cipher-alg, cipher-mode, ivgen-alg, ivgen-hash-alg, hash-alg

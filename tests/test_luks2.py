@@ -22,12 +22,11 @@ from lib.luks import (
     edit,
     format2,
     open_volume,
-    scatter,
     volume_key,
 )
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
-from lib.workload import read_all
+from lib.workload import read_all, scatter
 
 pytestmark = pytest.mark.better  # the reference knows version 1 only
 

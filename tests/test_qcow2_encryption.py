@@ -8,14 +8,22 @@ import subprocess
 import pytest
 
 from lib import images
+from lib.encrypted import (
+    KIB,
+    MIB,
+    OTHER,
+    SECRET,
+    SIZE,
+    connect,
+    image_opts,
+    make,
+    open_image,
+    read_with_reference,
+)
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
-from lib.workload import read_all
+from lib.workload import read_all, scatter
 
-KIB, MIB = 1 << 10, 1 << 20
-SIZE = 4 * MIB
-SECRET = ('--object', 'secret,id=s,data=x')
-OTHER = ('--object', 'secret,id=t,data=other')
 OPTIONS = [
     {},
     {'cluster_size': 512},
@@ -26,62 +34,6 @@ OPTIONS = [
     {'encrypt.cipher-alg': 'serpent-256'},
     {'compat': '0.10'},
 ]
-
-
-def make(path, options, form='luks', backing=None):
-    given = {'encrypt.format': form, 'encrypt.key-secret': 's', **options}
-    if form == 'luks':
-        given['encrypt.iter-time'] = 20
-    text = ','.join(f'{k}={v}' for k, v in given.items())
-    base = ('-b', backing, '-F', 'raw') if backing else ()
-    images.create_encrypted('-f', 'qcow2', *SECRET, '-o', text, *base, path, SIZE)
-
-
-def image_opts(path, form='luks'):
-    encrypt = {'format': form, 'key-secret': 's'}
-    return 'json:' + json.dumps(
-        {'driver': 'qcow2', 'encrypt': encrypt, 'file': {'driver': 'file', 'filename': str(path)}}
-    )
-
-
-def read_with_reference(path, tmp, form='luks'):
-    run('qemu-img', 'convert', *SECRET, '-O', 'raw', image_opts(path, form), tmp / 'plain.raw')
-    return (tmp / 'plain.raw').read_bytes()
-
-
-def open_image(served, path, form='luks', secret='s', **more):
-    served.blockdev_add(
-        driver='qcow2',
-        node_name='q',
-        file={'driver': 'file', 'filename': str(path)},
-        encrypt={'format': form, **({'key-secret': secret} if secret else {})},
-        **more,
-    )
-
-
-def connect(served, **options):
-    served.export('q', **options)
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri('q'))
-    return handle
-
-
-def work(handle, rng, shadow):
-    for _ in range(60):
-        length = rng.choice((512, 1024, 4 * KIB, 5 * KIB, 64 * KIB, 300 * KIB, 3 * MIB // 2))
-        offset = rng.randrange(0, SIZE - length + 1, 512)
-        kind = rng.random()
-        if kind < 0.7:
-            data = rng.randbytes(length)
-            handle.pwrite(data, offset)
-        elif kind < 0.9:
-            data = bytes(length)
-            handle.zero(length, offset)
-        else:
-            handle.flush()
-            data = shadow[offset : offset + length]
-        shadow[offset : offset + length] = data
-        assert handle.pread(length, offset) == data
 
 
 @pytest.mark.sanitize
@@ -105,7 +57,7 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
     assert node['encrypted'] and node['image']['encrypted'] and ours == theirs
     handle = connect(served, writable=True)
     assert read_all(handle) == shadow
-    work(handle, rng, shadow)
+    scatter(handle, rng, shadow)
     assert read_all(handle) == shadow
     handle.shutdown()
     served.stop()
@@ -148,7 +100,7 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
     handle = connect(served, writable=True, iothread='io')
     shadow = bytearray(SIZE)
     amend(served, state='active', new_secret='t', iter_time=10)
-    work(handle, rng, shadow)
+    scatter(handle, rng, shadow)
     assert slots(served) == [0, 1] and opens(path, 's') and opens(path, 't')
     amend(served, state='active', new_secret='t', iter_time=10, keyslot=6, secret='t')
     with pytest.raises(QmpError, match='Refusing to overwrite active keyslot 6'):
@@ -160,7 +112,7 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
         amend(served, state='inactive', keyslot=1)
     amend(served, force=True, state='active', new_secret='s', iter_time=10, keyslot=1, secret='t')
     assert slots(served) == [1] and opens(path, 's') and not opens(path, 't')
-    work(handle, rng, shadow)
+    scatter(handle, rng, shadow)
     assert read_all(handle) == shadow
     handle.shutdown()
     served.stop()

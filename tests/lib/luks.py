@@ -29,20 +29,6 @@ def connect(served, name='l'):
     return handle
 
 
-def scatter(handle, rng, shadow, sector=512):
-    """Writes of many sizes; each is read back."""
-    for _ in range(60):
-        length = min(rng.choice((512, 1024, 4096, 70144, 300032, MIB + 512)), len(shadow))
-        length = max(length // sector, 1) * sector
-        offset = rng.randrange(0, len(shadow) - length + 1, sector)
-        data = rng.randbytes(length)
-        handle.pwrite(data, offset)
-        shadow[offset : offset + length] = data
-        assert handle.pread(length, offset) == data
-    handle.zero(4096, 8192)
-    shadow[8192:12288] = bytes(4096)
-
-
 def cryptsetup(*command, password=PASSWORD):
     """A command that takes the password from its standard input."""
     done = subprocess.run(

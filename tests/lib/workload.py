@@ -20,6 +20,26 @@ def read_all(handle):
     return b''.join(handle.pread(min(step, size - at), at) for at in range(0, size, step))
 
 
+def scatter(handle, rng, shadow, sector=SECTOR):
+    """Writes, zeroes and flushes of many sizes, one after the other; each is read back. `shadow` is the contents."""
+    sizes = [512, 1024, 4096, 5120, 65536, 70144, 300032, (1 << 20) + 512, 3 << 19]
+    for _ in range(60):
+        length = max(min(rng.choice(sizes), len(shadow)) // sector, 1) * sector
+        offset = rng.randrange(0, len(shadow) - length + 1, sector)
+        kind = rng.random()
+        data = shadow[offset : offset + length]
+        if kind < 0.75:
+            data = rng.randbytes(length)
+            handle.pwrite(data, offset)
+        elif kind < 0.9:
+            data = bytes(length)
+            handle.zero(length, offset)
+        else:
+            handle.flush()
+        shadow[offset : offset + length] = data
+        assert handle.pread(length, offset) == data
+
+
 class Workload:
     """Drives one export, or the part of it from `base` on; `shadow` is the expected contents."""
 
