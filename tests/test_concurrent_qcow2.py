@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A qcow2 node over two I/O threads with 64 requests in flight, that share clusters or lie in neighbouring ones, while
-somebody else resizes the disk and opens the image again with other options."""
+somebody else resizes the disk, makes and deletes snapshots, and opens the image again with other options."""
 
 import threading
 
@@ -101,27 +101,40 @@ def options(rng):
 
 
 class Disturber(threading.Thread):
-    """Resizes to sizes for which the L1 table has to grow, now and then back, and reopens."""
+    """Resizes to sizes for which the L1 table has to grow, now and then back, makes snapshots, and reopens."""
 
     def __init__(self, qmp, rng):
         super().__init__()
         self.qmp, self.rng = qmp, rng
         self.over, self.changes, self.problem = threading.Event(), 0, None
+        self.size, self.snapshots = SIZE, []
+
+    def resize(self):
+        size = SIZE + (self.changes * 8 * TABLE if self.rng.random() < 0.8 else 0)
+        self.size = max(size, self.size) if self.snapshots else size  # an image with snapshots does not shrink
+        self.qmp.cmd('block_resize', node_name='n', size=self.size)
+
+    def reopen(self):
+        self.qmp.cmd('blockdev-reopen', options=[options(self.rng)])
+
+    def snapshot(self):
+        if len(self.snapshots) < 3:
+            self.snapshots.append(f's{self.changes}')
+            self.qmp.cmd('blockdev-snapshot-internal-sync', device='n', name=self.snapshots[-1])
+        else:
+            name = self.snapshots.pop(self.rng.randrange(3))
+            self.qmp.cmd('blockdev-snapshot-delete-internal-sync', device='n', name=name)
 
     def run(self):
         try:
             while not self.over.is_set():
-                if self.rng.random() < 0.7:
-                    size = SIZE + (self.changes * 8 * TABLE if self.rng.random() < 0.8 else 0)
-                    self.qmp.cmd('block_resize', node_name='n', size=size)
-                else:
-                    self.qmp.cmd('blockdev-reopen', options=[options(self.rng)])
+                self.rng.choices((self.resize, self.reopen, self.snapshot), (5, 3, 2))[0]()
                 self.changes += 1
         except Exception as problem:
             self.problem = problem
 
 
-def test_requests_resizes_and_reopenings(daemon, tmp, rng):
+def test_requests_resizes_snapshots_and_reopenings(daemon, tmp, rng):
     need('qemu-img')
     image, path = tmp / 'n.qcow2', tmp / 'e'
     run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', f'cluster_size={CLUSTER}', image, str(SIZE))
@@ -144,7 +157,7 @@ def test_requests_resizes_and_reopenings(daemon, tmp, rng):
     disturber.start()
     try:
         rounds = 0
-        while disturber.is_alive() and (rounds < ROUNDS or disturber.changes < 20):
+        while disturber.is_alive() and (rounds < ROUNDS or disturber.changes < 30):
             load(client, slots, rng)
             rounds += 1
     finally:

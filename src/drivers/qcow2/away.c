@@ -142,17 +142,18 @@ void away_forget(Qcow2 *q)
     }
 }
 
-/* Makes the block around offset, whose slice a lookup has just brought in. Nothing happens without memory:
- * later lookups ask again. */
+/* Makes the block around offset, whose slice a lookup has just brought in. Nothing happens if it has gone
+ * again, or without memory: later lookups ask again. */
 static void publish(Qcow2 *q, Away *away, uint64_t offset)
 {
     uint64_t number = block_number(q, away, offset);
     AwayBlock *block = block_at(away, number);
     size_t count = entry_words(q) << away->block_bits;
     static const uint8_t none[BLOCK_BYTES];
-    const uint8_t *entries = map_cached_entries(q, align_down(offset, q->cluster_size << away->block_bits));
+    const uint8_t *entries;
 
-    if (block->number == number)
+    if (block->number == number ||
+        !map_cached_entries(q, align_down(offset, q->cluster_size << away->block_bits), &entries))
         return;
     if (!block->words)
         block->words = mem_try_zalloc(count, 8);

@@ -208,13 +208,15 @@ int map_lookup(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *ret_map)
     return lookup_in_slice(q, slice, offset, bytes, ret_map);
 }
 
-const uint8_t *map_cached_entries(Qcow2 *q, uint64_t offset)
+bool map_cached_entries(Qcow2 *q, uint64_t offset, const uint8_t **ret_entries)
 {
     uint32_t index = l1_index(q, offset);
     uint64_t table = index < q->l1_entries ? q->l1[index] & QCOW2_OFFSET_MASK : 0;
     const CacheEntry *slice = table ? cache_find(&q->l2, table + slice_offset(q, offset)) : NULL;
+    bool loaded = slice && !slice->loading;
 
-    return slice ? slice->table + (size_t)slice_index(q, offset) * q->entry_bytes : NULL;
+    *ret_entries = loaded ? slice->table + (size_t)slice_index(q, offset) * q->entry_bytes : NULL;
+    return loaded || !table;
 }
 
 /* ---- L1 ---- */

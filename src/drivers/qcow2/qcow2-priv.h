@@ -436,9 +436,9 @@ int map_lookup(Qcow2 *q, uint64_t offset, uint64_t bytes, Map *ret_map) MUST_CHE
  * the entry is bad. Any loop. */
 bool map_entries(const Qcow2 *q, const uint8_t *table, uint32_t index, uint32_t entries, uint64_t offset,
     uint64_t bytes, Map *ret_map) MUST_CHECK;
-/* The entries of the slice that map_lookup() has just looked at, from the one of offset on; NULL: there is no
- * table. */
-const uint8_t *map_cached_entries(Qcow2 *q, uint64_t offset);
+/* The entries of a slice from the one of offset on, NULL: there is no table. False: not in memory, even if
+ * map_lookup() has just looked at it, as the table may have moved while it waited for the old one. */
+bool map_cached_entries(Qcow2 *q, uint64_t offset, const uint8_t **ret_entries) MUST_CHECK;
 /* The slice that maps offset, in a table that belongs to the active image alone (made if need be). */
 int map_for_write(Qcow2 *q, uint64_t offset, CacheEntry **ret_slice, uint32_t *ret_index) MUST_CHECK;
 uint64_t slice_entry(const Qcow2 *q, const uint8_t *table, uint32_t index);

@@ -60,11 +60,15 @@ static Sector sectors[SECTORS];
 static uint64_t last_number, operations;
 static _Atomic bool stopped;
 static unsigned cluster_sectors;
+static _Atomic bool hold_next, held; /* the next request to the disk takes until the other one is false */
 
 void test_pause(void)
 {
     uint64_t turns = test_random(100) ? test_random(4) : 2000; /* now and then the disk is slow */
 
+    if (atomic_exchange(&hold_next, false))
+        while (held)
+            (void)!co_yield ();
     for (uint64_t n = mem_yields ? turns : 0; n; n--)
         (void)!co_yield ();
 }
@@ -277,6 +281,20 @@ static void make_backing(void)
     mem_backing = mem_file_new(data, SMALL_SECTORS * 512, false);
 }
 
+static void open_node(const Shape *shape)
+{
+    AUTO_ERROR Error err = ERROR_INIT;
+    BlockdevRef any = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
+
+    mem_options = (BlockdevOptionsQcow2){.data_file = shape->data_file ? &any : NULL,
+        .has_l2_cache_size = shape->tiny,
+        .has_l2_cache_entry_size = shape->tiny,
+        .l2_cache_entry_size = 512};
+    node = test_open(false, &err);
+    CHECK(node);
+    mem_options = (BlockdevOptionsQcow2){0};
+}
+
 static void open_image(const Shape *shape)
 {
     AUTO_ERROR Error err = ERROR_INIT;
@@ -300,13 +318,7 @@ static void open_image(const Shape *shape)
     }
     if (shape->backing)
         make_backing();
-    mem_options = (BlockdevOptionsQcow2){.data_file = shape->data_file ? &any : NULL,
-        .has_l2_cache_size = shape->tiny,
-        .has_l2_cache_entry_size = shape->tiny,
-        .l2_cache_entry_size = 512};
-    node = test_open(false, &err);
-    CHECK(node);
-    mem_options = (BlockdevOptionsQcow2){0};
+    open_node(shape);
     cluster_sectors = (unsigned)(shape->cluster_size / 512);
     for (uint64_t i = 0; i < SECTORS; i++)
         sectors[i] = (Sector){.done = i < SMALL_SECTORS && shape->backing};
@@ -546,10 +558,62 @@ static void test_refused(void **state)
     run_at_home(run_refused, &shapes[0]);
 }
 
+/* ---- A table that moves ---- */
+
+static int check_first(void *arg)
+{
+    read_and_check(0, 1);
+    return 0;
+}
+
+static void check_away(void *arg)
+{
+    CHECK(loop_call(arg, check_first, NULL) == 0);
+}
+
+/* A lookup that came home waits for a slice of a table that is shared with a snapshot; meanwhile a write
+ * through another slice has the table copied. */
+static int run_moved(void *arg)
+{
+    const Shape *shape = arg;
+    const uint64_t other = 64 * shape->cluster_size / 512; /* each slice has 64 entries */
+    const SnapshotInfo info = {.name = (char *)"s"};
+    AUTO_ERROR Error err = ERROR_INIT;
+    Loop *loop = start_loop("away");
+    CoGroup group;
+
+    open_image(shape);
+    CHECK(store(0, 1, begin(0, 1, false), 0) == 0);
+    end(0, 1, last_number);
+    CHECK(driver_qcow2.snapshots->create(node, &info, &err) == 0);
+    test_close(node);
+    open_node(shape);
+    co_group_init(&group);
+    mem_yields = held = hold_next = true;
+    co_start(&group, "read", check_away, loop);
+    while (hold_next)
+        (void)!co_yield ();
+    CHECK(store(other, 1, begin(other, 1, false), 0) == 0);
+    end(other, 1, last_number);
+    held = false;
+    co_group_join(&group);
+    check_away(loop);
+    loop_free(loop);
+    close_image();
+    return 0;
+}
+
+static void test_moved(void **state)
+{
+    const Shape shape = {.cluster_size = 1024, .tiny = true};
+
+    run_at_home(run_moved, &shape);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_load), cmocka_unit_test(test_without_home),
-        cmocka_unit_test(test_held), cmocka_unit_test(test_refused)};
+        cmocka_unit_test(test_held), cmocka_unit_test(test_refused), cmocka_unit_test(test_moved)};
 
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
