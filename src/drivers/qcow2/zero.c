@@ -90,7 +90,8 @@ static int change_some(Qcow2 *q, uint64_t *offset, uint64_t end, ChangeKind kind
 
         /* A new write to these clusters would go to the same place: it waits until the hole is made. */
         alloc_begin(q, &range, *offset, *offset + (count << q->cluster_bits));
-        if (*offset < stop)
+        /* A hole under an old mapping reads as zeroes; but not if it is decrypted. */
+        if (*offset < stop && (!q->crypt || sync_writeback(q) == 0))
             (void)!edge_discard(q->data, *offset, stop - *offset);
         alloc_end(&range);
     }
