@@ -72,6 +72,8 @@ Node *test_open(bool read_only, Error *err);
 void test_close(Node *node);
 /* test-sched.c: runs fn(arg) in a coroutine of a scheduler of its own. */
 void test_run(void (*fn)(void *arg), void *arg);
+/* test-sched.c: the clock goes on. */
+void test_pass_time(uint64_t ns);
 /* test-sched.c: called before each step of the disk, outside of all coroutines; may be NULL. */
 extern void (*test_on_step)(void);
 /* test-sched.c: steps that the disk has made. */

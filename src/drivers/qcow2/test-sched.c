@@ -36,6 +36,11 @@ void test_pause(void)
     co_wait_shielded(&self.wait);
 }
 
+void test_pass_time(uint64_t ns)
+{
+    now_ns += ns;
+}
+
 static void step(void)
 {
     size_t i = test_random(parked_count);

@@ -406,6 +406,13 @@ void read_all(Sim *sim)
     }
 }
 
+/* What is done only now and then is done next: bitmaps are written back, caches cleaned. */
+static void op_time(Sim *sim)
+{
+    test_pass_time(ANY_OF(1, 6, 700) * UINT64_C(1000000000));
+    expect(sim, "time", 0);
+}
+
 static void op_reopen(Sim *sim)
 {
     if (sim->over)
@@ -424,6 +431,7 @@ static const Operation operations[] = {
     {"flush", 6, false, op_flush},
     {"status", 3, false, op_status},
     {"faults", 2, false, op_faults},
+    {"time", 3, false, op_time},
     {"resize", 2, true, op_resize},
     {"reopen", 1, true, op_reopen},
     {"reopen_options", 1, true, op_reopen_options},

@@ -329,7 +329,7 @@ static const char *missing(void)
         "read-only", "making a snapshot", "removing a snapshot", "applying a snapshot",
         "a snapshot table of several clusters", "adding a bitmap", "removing a bitmap", "clearing a bitmap",
         "merging bitmaps", "enabling a bitmap", "disabling a bitmap", "changing the backing file",
-        "a failure of the disk", "a power cut", "the end of the process"};
+        "a failure of the disk", "time", "a power cut", "the end of the process"};
 
     for (unsigned i = 0; i < ARRAY_SIZE(wanted); i++)
         if (!times_of(wanted[i]))
