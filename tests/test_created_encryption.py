@@ -8,7 +8,8 @@ import random
 import pytest
 
 from lib import images
-from lib.encrypted import KIB, MIB, SECRET, SIZE, connect, image_opts, open_image, read_with_reference
+from lib.differential import reference
+from lib.encrypted import KIB, MIB, OTHER, SECRET, SIZE, connect, image_opts, open_image, read_with_reference
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
 from lib.workload import read_all, scatter
@@ -173,6 +174,44 @@ def test_data_file(raw, extended, daemon, tmp, rng):
     served.stop()
     check(tmp / 'e.qcow2')
     assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+
+
+def use(served, path, secret, rng, shadow, add_key=False):
+    """Finds the contents (whatever they are, with None) and changes them; perhaps the other secret becomes a key."""
+    open_image(served, path, secret=secret)
+    if add_key:
+        keys = {'format': 'luks', 'state': 'active', 'new-secret': 't', 'iter-time': 10}
+        options = {'driver': 'qcow2', 'encrypt': keys}
+        served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=options)
+    handle = connect(served, writable=True)
+    found = bytearray(read_all(handle))
+    assert shadow is None or found == shadow
+    scatter(handle, rng, found)
+    handle.shutdown()
+    served.cmd('block-export-del', id='exp-q', mode='hard')
+    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.cmd('blockdev-del', node_name='q')
+    return found
+
+
+@pytest.mark.parametrize('name', ['plain', 'extended', 'metadata-512'])
+def test_two_daemons(name, daemon, tmp, rng):
+    """Each makes an image, and both change the contents and the keys of both images."""
+    need('qemu-img')
+    libnbd()
+    peer = reference()
+    if peer is None:
+        pytest.skip('missing package qemu-system-common (program qemu-storage-daemon)')
+    ours = daemon(*SECRET, *OTHER, nbd=True)
+    theirs = daemon(*SECRET, *OTHER, nbd=True, binary=peer.binary, environment=peer.environment)
+    for maker, other in ((ours, theirs), (theirs, ours)):
+        path = tmp / f'{maker.name}.qcow2'
+        make(maker, path, OPTIONS[name][0])
+        # What the reference has allocated in advance is not zero.
+        shadow = use(other, path, 's', rng, bytes(SIZE) if maker is ours else None, add_key=True)
+        shadow = use(maker, path, 't', rng, shadow)
+        use(other, path, 's', rng, shadow)
+        check(path)
 
 
 def test_refused(daemon, tmp):
