@@ -202,6 +202,7 @@ static int distrust_last(Qcow2 *q)
 
     if (r == 0 && !s->in_use)
         r = stored_mark_in_use(q);
+    s->items[0]->stale = true; /* if it stays after all: what the intents have said is not written */
     return r < 0 || !s->journal ? r : journal_stop(q);
 }
 
