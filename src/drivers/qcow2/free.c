@@ -148,14 +148,12 @@ static int drop_all(Qcow2 *q, FreeList *list, FreeList *last)
     return result;
 }
 
-static void punch_out(Qcow2 *q, FreeRange *range)
+void free_punch(Qcow2 *q, uint64_t offset, uint64_t bytes)
 {
     uint64_t size = node_size(edge_node(q->file));
 
-    if (range->offset < size)
-        (void)!edge_discard(
-            q->file, range->offset, MIN(range->bytes, size - range->offset)); /* only a hint */
-    range->discard = false;
+    if (offset < size)
+        (void)!edge_discard(q->file, offset, MIN(bytes, size - offset)); /* only a hint */
 }
 
 int free_reclaim(Qcow2 *q)
@@ -169,8 +167,10 @@ int free_reclaim(Qcow2 *q)
     q->frees[FREE_READY] = (FreeList){0};
     r = drop_all(q, &ready, &last);
     /* Punch out while the clusters are still referenced, so that nobody can have got them meanwhile. */
-    for (size_t i = 0; i < last.count; i++)
-        punch_out(q, &last.items[i]);
+    for (size_t i = 0; i < last.count; i++) {
+        free_punch(q, last.items[i].offset, last.items[i].bytes);
+        last.items[i].discard = false;
+    }
     r2 = drop_all(q, &last, &none);
     free(ready.items);
     free(last.items);

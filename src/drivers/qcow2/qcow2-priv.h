@@ -511,6 +511,8 @@ void request_end(Qcow2 *q, unsigned epoch);
 void free_move(Qcow2 *q, FreeStage from, FreeStage to);
 /* The mapping that dropped the WRITING ranges is durable. */
 void free_durable(Qcow2 *q);
+/* Gives space of the file back that still belongs to somebody who does not need it. */
+void free_punch(Qcow2 *q, uint64_t offset, uint64_t bytes);
 /* Decrements what is READY. */
 int free_reclaim(Qcow2 *q) MUST_CHECK;
 

@@ -41,8 +41,8 @@ static void adopt_l1(Qcow2 *q, const LargerL1 *larger)
     q->l1 = larger->table;
     q->l1_dirty = larger->dirty;
     if (q->l1_entries)
-        free_range(
-            q, FREE_READY, q->l1_offset, align_up(q->l1_entries * UINT64_C(8), q->cluster_size), false);
+        free_range(q, FREE_READY, q->l1_offset, align_up(q->l1_entries * UINT64_C(8), q->cluster_size),
+            q->pass_discard_other);
     q->l1_entries = q->header.l1_entries = (uint32_t)larger->entries;
     q->l1_offset = q->header.l1_offset = larger->offset;
 }

@@ -6,6 +6,8 @@
  */
 #include "drivers/qcow2/qcow2-priv.h"
 
+#include <stdlib.h>
+
 /* Freed ranges that may wait for somebody's flush. */
 #define MAX_PENDING 1024
 
@@ -45,9 +47,22 @@ static NewEntry discarded(const Qcow2 *q, uint64_t old, uint64_t subs, bool full
 
 typedef enum ChangeKind { CHANGE_ZERO, CHANGE_ZERO_UNMAP, CHANGE_DISCARD, CHANGE_DROP } ChangeKind;
 
+/* The mapping of a cluster has changed from old to new: what becomes of the space that was behind it. A
+ * cluster that stays mapped for later goes to *kept, if it is nobody else's. */
+static void release_space(Qcow2 *q, uint64_t old, uint64_t new, bool pass, FreeList *kept)
+{
+    uint64_t host = old & QCOW2_OFFSET_MASK;
+
+    if ((new ^ old) & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED))
+        map_release(q, old, pass);
+    else if (pass && !q->data_file && (old & QCOW2_COPIED) && host && !in_cluster(q, host) &&
+             !metaset_kinds(&q->meta, host >> q->cluster_bits))
+        free_list_push(kept, (FreeRange){.offset = host, .bytes = q->cluster_size});
+}
+
 /* count clusters of a slice; the first one has the guest address offset and lies at index. */
-static void change_slice(
-    Qcow2 *q, CacheEntry *slice, uint64_t offset, uint32_t index, uint64_t count, ChangeKind kind, bool pass)
+static void change_slice(Qcow2 *q, CacheEntry *slice, uint64_t offset, uint32_t index, uint64_t count,
+    ChangeKind kind, bool pass, FreeList *kept)
 {
     uint8_t *table = NULL;
 
@@ -63,18 +78,36 @@ static void change_slice(
         if (!table)
             table = cache_modify(&q->l2, slice);
         slice_set(q, offset, table, i, new.entry, new.subs);
-        if ((new.entry ^ old) & (QCOW2_OFFSET_MASK | QCOW2_COMPRESSED))
-            map_release(q, old, pass);
+        release_space(q, old, new.entry, pass, kept);
     }
+}
+
+/* Where guest clusters keep their place, a new write to them goes to the same one: it waits until the holes
+ * are made. */
+static void make_holes(Qcow2 *q, uint64_t offset, uint64_t end, const FreeList *kept)
+{
+    uint64_t size = q->data_file ? node_size(edge_node(q->data)) : 0, disk_end = MIN(end, q->node->size);
+    uint64_t stop = MIN(disk_end, size);
+    AllocRange range;
+
+    alloc_begin(q, &range, offset, end);
+    /* A hole under an old mapping reads as zeroes; but not if it is decrypted. */
+    if (!q->crypt || sync_writeback(q) == 0) {
+        if (offset < stop)
+            (void)!edge_discard(q->data, offset, stop - offset);
+        for (size_t i = 0; i < kept->count; i++)
+            free_punch(q, kept->items[i].offset, kept->items[i].bytes);
+    }
+    alloc_end(&range);
 }
 
 /* Clusters of one slice from offset on; moves *offset. */
 static int change_some(Qcow2 *q, uint64_t *offset, uint64_t end, ChangeKind kind, bool pass)
 {
-    AllocRange range;
+    FreeList kept = {0};
     CacheEntry *slice;
     uint32_t index;
-    uint64_t count;
+    uint64_t count, stop;
     int r = 0;
 
     do {
@@ -83,19 +116,13 @@ static int change_some(Qcow2 *q, uint64_t *offset, uint64_t end, ChangeKind kind
             return r;
         count = MIN((end - *offset) >> q->cluster_bits, (UINT64_C(1) << q->slice_l2_bits) - index);
     } while (alloc_wait(q, *offset, *offset + (count << q->cluster_bits)));
-    change_slice(q, slice, *offset, index, count, kind, pass);
-    if (q->data_file && !q->data_raw && pass && kind != CHANGE_ZERO) {
-        uint64_t size = MIN(node_size(edge_node(q->data)), q->node->size);
-        uint64_t stop = MIN(*offset + (count << q->cluster_bits), size);
-
-        /* A new write to these clusters would go to the same place: it waits until the hole is made. */
-        alloc_begin(q, &range, *offset, *offset + (count << q->cluster_bits));
-        /* A hole under an old mapping reads as zeroes; but not if it is decrypted. */
-        if (*offset < stop && (!q->crypt || sync_writeback(q) == 0))
-            (void)!edge_discard(q->data, *offset, stop - *offset);
-        alloc_end(&range);
-    }
-    *offset += count << q->cluster_bits;
+    stop = *offset + (count << q->cluster_bits);
+    pass = pass && kind != CHANGE_ZERO;
+    change_slice(q, slice, *offset, index, count, kind, pass, &kept);
+    if (kept.count || (q->data_file && !q->data_raw && pass))
+        make_holes(q, *offset, stop, &kept);
+    free(kept.items);
+    *offset = stop;
     return 0;
 }
 
@@ -114,6 +141,9 @@ static bool table_missing(const Qcow2 *q, uint64_t *offset, uint64_t end)
 int zero_clusters(Qcow2 *q, uint64_t offset, uint64_t end, bool unmap)
 {
     int r = 0;
+
+    if (!q->has_zero) /* and no backing file: what is not mapped reads as zeroes */
+        return discard_clusters(q, offset, end, false, q->pass_discard_request);
 
     while (r == 0 && offset < end)
         r = change_some(
@@ -254,7 +284,7 @@ int image_write_zeroes(Node *node, uint64_t offset, uint64_t bytes, unsigned fla
 
     if (UNLIKELY(q->corrupt))
         return -ENOMEDIUM; /* unusable from now on, reads included */
-    if (!q->has_zero)
+    if (!q->has_zero && node->backing)
         return -ENOTSUP; /* version 2 cannot say "zero" */
     epoch = request_begin(q);
     r = zero_range(q, offset, bytes, flags);
