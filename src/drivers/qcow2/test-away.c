@@ -589,7 +589,9 @@ static int run_moved(void *arg)
     test_close(node);
     open_node(shape);
     co_group_init(&group);
-    mem_yields = held = hold_next = true;
+    mem_yields = true;
+    held = true;
+    hold_next = true;
     co_start(&group, "read", check_away, loop);
     while (hold_next)
         (void)!co_yield ();
