@@ -61,7 +61,7 @@ void draw_shape(Shape *s)
     s->refcount_cache = ANY_OF(0, 1, 1, 4096);
     s->slice = one_in(2) ? 512 : 0;
     s->outlives = (unsigned)ANY_OF(0, 0, 50, 100);
-    s->encrypted = one_in(8) && !(s->v2 && s->preallocated);
+    s->encrypted = one_in(40) && !(s->v2 && s->preallocated);
 }
 
 void set_options(const Shape *s)
