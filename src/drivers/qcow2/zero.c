@@ -82,8 +82,11 @@ static void change_slice(Qcow2 *q, CacheEntry *slice, uint64_t offset, uint32_t 
     }
 }
 
-/* Where guest clusters keep their place, a new write to them goes to the same one: it waits until the holes
- * are made. */
+/*
+ * Where guest clusters keep their place, a new write to them goes to the same one: it waits until the holes
+ * are made. Under an old mapping, which a read may have found before and which a crash may bring back, a hole
+ * reads as zeroes; so none are made in what would be decrypted.
+ */
 static void make_holes(Qcow2 *q, uint64_t offset, uint64_t end, const FreeList *kept)
 {
     uint64_t size = q->data_file ? node_size(edge_node(q->data)) : 0, disk_end = MIN(end, q->node->size);
@@ -91,13 +94,10 @@ static void make_holes(Qcow2 *q, uint64_t offset, uint64_t end, const FreeList *
     AllocRange range;
 
     alloc_begin(q, &range, offset, end);
-    /* A hole under an old mapping reads as zeroes; but not if it is decrypted. */
-    if (!q->crypt || sync_writeback(q) == 0) {
-        if (offset < stop)
-            (void)!edge_discard(q->data, offset, stop - offset);
-        for (size_t i = 0; i < kept->count; i++)
-            free_punch(q, kept->items[i].offset, kept->items[i].bytes);
-    }
+    if (offset < stop)
+        (void)!edge_discard(q->data, offset, stop - offset);
+    for (size_t i = 0; i < kept->count; i++)
+        free_punch(q, kept->items[i].offset, kept->items[i].bytes);
     alloc_end(&range);
 }
 
@@ -119,7 +119,7 @@ static int change_some(Qcow2 *q, uint64_t *offset, uint64_t end, ChangeKind kind
     stop = *offset + (count << q->cluster_bits);
     pass = pass && kind != CHANGE_ZERO;
     change_slice(q, slice, *offset, index, count, kind, pass, &kept);
-    if (kept.count || (q->data_file && !q->data_raw && pass))
+    if (!q->crypt && (kept.count || (q->data_file && !q->data_raw && pass)))
         make_holes(q, *offset, stop, &kept);
     free(kept.items);
     *offset = stop;
