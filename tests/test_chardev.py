@@ -13,6 +13,7 @@ import tty
 import pytest
 
 from lib import daemon as daemon_module
+from lib.daemon import monitor_at
 from lib.qmp import DEADLINE, Qmp
 from lib.tools import wait_until
 
@@ -92,12 +93,12 @@ def test_passed_connected_descriptor(daemon):
     works(Qmp(ours))
 
 
-def test_client_after_client(daemon):
+def test_client_after_client(daemon, tmp):
     """One client at a time; the second is served when the first has gone, and has to negotiate for itself."""
-    served = daemon()
-    path = served.directory / f'{served.name}-qmp.sock'
+    served = daemon(*monitor_at(tmp / 'm'))
+    served.reconnect(tmp / 'm')
     second = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    second.connect(str(path))
+    second.connect(str(tmp / 'm'))
     second.settimeout(0.3)
     with pytest.raises(TimeoutError):
         second.recv(1)
@@ -107,7 +108,7 @@ def test_client_after_client(daemon):
     qmp.cmd('qmp_capabilities')
     works(qmp)
     qmp.close()
-    served.qmp = Qmp.connect(path)
+    served.reconnect(tmp / 'm')
 
 
 def test_waiting_server(daemon, tmp):
