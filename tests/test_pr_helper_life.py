@@ -416,10 +416,12 @@ def test_background_killed_parent(helpers, tmp):
     one = helpers()
     one.spawn('-d', '-k', one.path, '-f', tmp / 'd.pid')
     one.kill()
-    wait_until(lambda: can_connect(one.path) or not one.family(), 'the helper to serve or end')
-    pid = pidfile_of(tmp / 'd.pid')
-    if one.family() and pid:
-        os.kill(pid, signal.SIGTERM)
+    wait_until(
+        lambda: can_connect(one.path) and pidfile_of(tmp / 'd.pid') or not one.family(),
+        'the helper to serve, with its pid file, or to end',
+    )
+    if one.family():
+        os.kill(pidfile_of(tmp / 'd.pid'), signal.SIGTERM)
     one.wait_gone()
     assert not one.path.exists()
 
