@@ -97,12 +97,27 @@ static int end_chain(NameChange *change, size_t name_at)
     return 0;
 }
 
+/* The header has the new name, or after a failure surely the old one: the next change leaves alone what the
+ * header points to. */
+static int switch_or_restore(Qcow2 *q, const NameChange *change, const uint8_t *before)
+{
+    const size_t from = QCOW2_AT_BACKING_OFFSET, bytes = change->span - from;
+    int r = child_write_durably(q->file, from, change->area.bytes + from, bytes);
+
+    if (r < 0 && child_write_durably(q->file, from, before + from, bytes) < 0)
+        image_refuse(q);
+    return r;
+}
+
 static int change_name(Qcow2 *q, NameChange *change, const char *name, const char *format)
 {
     HeaderArea *area = &change->area;
+    uint8_t before[HEADER_SECTOR];
     size_t bytes = strlen(name), at = 0;
     int r = header_area_read(q, QCOW2_EXT_BACKING_FORMAT, area);
 
+    if (r == 0)
+        memcpy(before, area->bytes, sizeof(before));
     if (r == 0 && bytes)
         r = put_format(q, change, format);
     if (r == 0 && bytes)
@@ -114,8 +129,7 @@ static int change_name(Qcow2 *q, NameChange *change, const char *name, const cha
     put_be64(area->bytes + QCOW2_AT_BACKING_OFFSET, at);
     put_be32(area->bytes + QCOW2_AT_BACKING_OFFSET + 8, (uint32_t)bytes);
     change->span = MAX(change->span, (size_t)QCOW2_AT_BACKING_OFFSET + 12);
-    r = child_write_durably(q->file, QCOW2_AT_BACKING_OFFSET, area->bytes + QCOW2_AT_BACKING_OFFSET,
-        change->span - QCOW2_AT_BACKING_OFFSET);
+    r = switch_or_restore(q, change, before);
     if (r < 0)
         return r;
     q->header.backing_offset = at;

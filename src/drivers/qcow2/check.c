@@ -137,12 +137,14 @@ static int reload(Qcow2 *q, Error *err)
     return r;
 }
 
+/* What a repair has found right may be the work of one that was killed, and in the kernel only. */
 static int mark_sound(Qcow2 *q, Error *err)
 {
-    int r = q->header.version < 3
-                ? 0
-                : image_change_incompatible(q, 0, QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT);
+    uint64_t marks = q->header.incompatible & (QCOW2_INCOMPATIBLE_DIRTY | QCOW2_INCOMPATIBLE_CORRUPT);
+    int r = marks ? edge_flush(q->file) : 0;
 
+    if (r == 0 && marks)
+        r = image_change_incompatible(q, 0, marks);
     return r < 0 ? err_set_errno(err, r, "Could not update qcow2 header") : 0;
 }
 
