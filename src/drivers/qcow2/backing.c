@@ -97,18 +97,6 @@ static int end_chain(NameChange *change, size_t name_at)
     return 0;
 }
 
-/* The header has the new name, or after a failure surely the old one: the next change leaves alone what the
- * header points to. */
-static int switch_or_restore(Qcow2 *q, const NameChange *change, const uint8_t *before)
-{
-    const size_t from = QCOW2_AT_BACKING_OFFSET, bytes = change->span - from;
-    int r = child_write_durably(q->file, from, change->area.bytes + from, bytes);
-
-    if (r < 0 && child_write_durably(q->file, from, before + from, bytes) < 0)
-        image_refuse(q);
-    return r;
-}
-
 static int change_name(Qcow2 *q, NameChange *change, const char *name, const char *format)
 {
     HeaderArea *area = &change->area;
@@ -129,7 +117,8 @@ static int change_name(Qcow2 *q, NameChange *change, const char *name, const cha
     put_be64(area->bytes + QCOW2_AT_BACKING_OFFSET, at);
     put_be32(area->bytes + QCOW2_AT_BACKING_OFFSET + 8, (uint32_t)bytes);
     change->span = MAX(change->span, (size_t)QCOW2_AT_BACKING_OFFSET + 12);
-    r = switch_or_restore(q, change, before);
+    r = header_switch(q, QCOW2_AT_BACKING_OFFSET, area->bytes + QCOW2_AT_BACKING_OFFSET,
+        before + QCOW2_AT_BACKING_OFFSET, change->span - QCOW2_AT_BACKING_OFFSET);
     if (r < 0)
         return r;
     q->header.backing_offset = at;

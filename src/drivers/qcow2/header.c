@@ -187,19 +187,35 @@ int header_remove_extension(Qcow2 *q, uint32_t type)
     return r;
 }
 
-int header_write_autoclear(Qcow2 *q, uint64_t bits)
+/* ---- Fields of the header ---- */
+
+int header_switch(Qcow2 *q, size_t at, const void *new, const void *old, size_t bytes)
+{
+    int r = child_write_durably(q->file, at, new, bytes);
+
+    if (r < 0 && child_write_durably(q->file, at, old, bytes) < 0)
+        image_refuse(q);
+    return r;
+}
+
+int header_write_bits(Qcow2 *q, size_t at, uint64_t bits, uint64_t *stored, bool *unsure)
 {
     uint8_t bytes[8];
     int r;
 
-    if (bits == q->header.autoclear && !q->autoclear_unsure)
+    if (bits == *stored && !*unsure)
         return 0;
-    q->autoclear_unsure = true;
+    *unsure = true;
     put_be64(bytes, bits);
-    r = child_write_durably(q->file, QCOW2_AT_AUTOCLEAR, bytes, sizeof(bytes));
+    r = child_write_durably(q->file, at, bytes, sizeof(bytes));
     if (r < 0)
         return r;
-    q->header.autoclear = bits;
-    q->autoclear_unsure = false;
+    *stored = bits;
+    *unsure = false;
     return 0;
+}
+
+int header_write_autoclear(Qcow2 *q, uint64_t bits)
+{
+    return header_write_bits(q, QCOW2_AT_AUTOCLEAR, bits, &q->header.autoclear, &q->autoclear_unsure);
 }

@@ -280,8 +280,8 @@ struct Qcow2 {
     bool reported;                         /* corruption: later events are suppressed */
     bool incompatible_unsure; /* changing the feature bits has failed: the file may have either */
     bool autoclear_unsure;
-    bool refcounts_lag;       /* lazy: the image was marked dirty here, refcounts wait for the end */
-    bool checking;            /* a check runs: nobody else may change anything */
+    bool refcounts_lag; /* lazy: the image was marked dirty here, refcounts wait for the end */
+    bool checking;      /* a check runs: nobody else may change anything */
     bool pass_discard_request, pass_discard_snapshot, pass_discard_other, discard_no_unref, lazy_refcounts;
     unsigned overlap_check; /* META_ kinds that are protected */
     char *data_filename;
@@ -563,6 +563,12 @@ int run_shared(Qcow2 *q, CoMutex *lock, SharedRun *run, int (*fn)(Qcow2 *q)) MUS
  * full. */
 int header_put_extension(Qcow2 *q, uint32_t type, const uint8_t *data) MUST_CHECK;
 int header_remove_extension(Qcow2 *q, uint32_t type) MUST_CHECK;
+/* Changes a part of the header durably. After a failure the file surely has the old one; where even that is
+ * not known, nothing more is done with the image. */
+int header_switch(Qcow2 *q, size_t at, const void *new, const void *old, size_t bytes) MUST_CHECK;
+/* Writes feature bits durably, if *stored are others. After a failure *unsure tells that the file may have
+ * either. */
+int header_write_bits(Qcow2 *q, size_t at, uint64_t bits, uint64_t *stored, bool *unsure) MUST_CHECK;
 int header_write_autoclear(Qcow2 *q, uint64_t bits) MUST_CHECK;
 
 /* ---- stored*.c, journal.c: dirty bitmaps in the image (stored.h) ---- */

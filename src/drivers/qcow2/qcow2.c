@@ -75,29 +75,13 @@ void image_refuse(Qcow2 *q)
     away_forget(q); /* reads on other loops come home and are told */
 }
 
-static int change_incompatible(Qcow2 *q, uint64_t bits)
-{
-    uint8_t bytes[8];
-    int r;
-
-    if (bits == q->header.incompatible && !q->incompatible_unsure)
-        return 0;
-    q->incompatible_unsure = true;
-    put_be64(bytes, bits);
-    r = child_write_durably(q->file, QCOW2_AT_INCOMPATIBLE, bytes, sizeof(bytes));
-    if (r < 0)
-        return r;
-    q->header.incompatible = bits;
-    q->incompatible_unsure = false;
-    return 0;
-}
-
 int image_change_incompatible(Qcow2 *q, uint64_t set, uint64_t clear)
 {
     int r;
 
     co_mutex_lock_shielded(&q->header_lock);
-    r = change_incompatible(q, (q->header.incompatible | set) & ~clear);
+    r = header_write_bits(q, QCOW2_AT_INCOMPATIBLE, (q->header.incompatible | set) & ~clear,
+        &q->header.incompatible, &q->incompatible_unsure);
     co_mutex_unlock(&q->header_lock);
     return r;
 }

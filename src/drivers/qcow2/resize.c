@@ -16,13 +16,13 @@ static int write_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
     return edge_pwrite(q->file, offset, raw, bytes, 0);
 }
 
-static int switch_l1(Qcow2 *q, uint64_t offset, uint64_t entries)
-{
-    uint8_t place[12];
+#define L1_PLACE_BYTES 12
 
+/* Number of entries and offset, as the header has them. */
+static void put_l1_place(uint8_t *place, uint64_t entries, uint64_t offset)
+{
     put_be32(place, (uint32_t)entries);
     put_be64(place + 4, offset);
-    return child_write_durably(q->file, QCOW2_AT_L1_ENTRIES, place, sizeof(place));
 }
 
 /* What the larger table needs in memory; had before the header names it, as nothing may fail afterwards. */
@@ -47,15 +47,13 @@ static void adopt_l1(Qcow2 *q, const LargerL1 *larger)
     q->l1_offset = q->header.l1_offset = larger->offset;
 }
 
-/* The header names the new table, or after a failure surely the old one: writing goes on only where that is
- * known. */
-static int switch_or_restore(Qcow2 *q, const LargerL1 *larger)
+static int switch_l1(Qcow2 *q, const LargerL1 *larger)
 {
-    int r = switch_l1(q, larger->offset, larger->entries);
+    uint8_t new[L1_PLACE_BYTES], old[L1_PLACE_BYTES];
 
-    if (r < 0 && switch_l1(q, q->l1_offset, q->l1_entries) < 0)
-        image_refuse(q);
-    return r;
+    put_l1_place(new, larger->entries, larger->offset);
+    put_l1_place(old, q->l1_entries, q->l1_offset);
+    return header_switch(q, QCOW2_AT_L1_ENTRIES, new, old, sizeof(new));
 }
 
 static int write_larger_l1(Qcow2 *q, const LargerL1 *larger, uint64_t clusters)
@@ -70,7 +68,7 @@ static int write_larger_l1(Qcow2 *q, const LargerL1 *larger, uint64_t clusters)
         r = sync_refcounts(q);
     if (r == 0)
         r = edge_flush(q->file);
-    return r < 0 ? r : switch_or_restore(q, larger);
+    return r < 0 ? r : switch_l1(q, larger);
 }
 
 /* The node is drained: nobody changes the L1 table meanwhile. */
@@ -102,23 +100,17 @@ static int grow_l1(Qcow2 *q, uint64_t entries)
     return r;
 }
 
-static int write_size(Qcow2 *q, uint64_t size)
-{
-    uint8_t bytes[8];
-
-    put_be64(bytes, size);
-    return child_write_durably(q->file, QCOW2_AT_SIZE, bytes, sizeof(bytes));
-}
-
-/* As switch_or_restore(): a header that may say less than the node would lose what is written beyond. */
+/* A header that may say less than the node would lose what is written beyond. */
 static int switch_size(Qcow2 *q, uint64_t size)
 {
-    int r = write_size(q, size);
+    uint8_t new[8], old[8];
+    int r;
 
+    put_be64(new, size);
+    put_be64(old, q->header.size);
+    r = header_switch(q, QCOW2_AT_SIZE, new, old, sizeof(new));
     if (r == 0)
         q->header.size = size;
-    else if (write_size(q, q->header.size) < 0)
-        image_refuse(q);
     return r;
 }
 

@@ -292,23 +292,14 @@ int shadow_write_table(Shadow *s, const uint64_t *table, uint64_t entries, uint6
     return edge_pwrite(s->q->file, offset, raw, bytes, 0);
 }
 
-static int write_header(Qcow2 *q, const Qcow2Header *header)
-{
-    uint8_t bytes[QCOW2_HEADER_BYTES];
-
-    (void)qcow2_header_encode(header, bytes);
-    return child_write_durably(q->file, QCOW2_AT_SIZE, bytes + QCOW2_AT_SIZE, HEADER_END - QCOW2_AT_SIZE);
-}
-
-/* After a failure the header surely names the old tables, or nothing more is done with the image. */
 static int switch_header(Shadow *s)
 {
-    Qcow2 *q = s->q;
-    int r = write_header(q, &s->header);
+    uint8_t new[QCOW2_HEADER_BYTES], old[QCOW2_HEADER_BYTES];
 
-    if (r < 0 && write_header(q, &q->header) < 0)
-        image_refuse(q);
-    return r;
+    (void)qcow2_header_encode(&s->header, new);
+    (void)qcow2_header_encode(&s->q->header, old);
+    return header_switch(
+        s->q, QCOW2_AT_SIZE, new + QCOW2_AT_SIZE, old + QCOW2_AT_SIZE, HEADER_END - QCOW2_AT_SIZE);
 }
 
 int shadow_commit(Shadow *s)
