@@ -179,10 +179,31 @@ static int erase_keys(const Amend *a, Error *err)
         "be given");
 }
 
-int luks_amend(Luks *luks, const LuksIo *io, const QCryptoBlockAmendOptionsLUKS *options,
+/* ---- Both ---- */
+
+typedef struct Amended {
+    Luks *luks;
+    const Luks *changed;
+} Amended;
+
+static int set_amended(void *arg)
+{
+    const Amended *amended = arg;
+
+    *amended->luks = *amended->changed;
+    return 0;
+}
+
+int luks_amend(Luks *luks, Loop *home, const LuksIo *io, const QCryptoBlockAmendOptionsLUKS *options,
     const char *key_secret, bool force, Error *err)
 {
-    Amend a = {luks, io, options, key_secret, force};
+    Luks changed = *luks;
+    Amend a = {&changed, io, options, key_secret, force};
+    Amended amended = {luks, &changed};
+    int r =
+        options->state == QCRYPTO_BLOCK_LUKS_KEYSLOT_STATE_ACTIVE ? add_key(&a, err) : erase_keys(&a, err);
 
-    return options->state == QCRYPTO_BLOCK_LUKS_KEYSLOT_STATE_ACTIVE ? add_key(&a, err) : erase_keys(&a, err);
+    /* Some slots may have changed before it failed. */
+    loop_call(home, set_amended, &amended);
+    return r;
 }

@@ -10,6 +10,7 @@
 #pragma once
 
 #include "crypto/cipher.h"
+#include "loop/loop.h"
 #include "proto/luks.h"
 
 /* Offsets count from the beginning of the header. Bytes that do not exist read as zeroes. */
@@ -47,8 +48,9 @@ int luks_slot_set(Luks *luks, const LuksIo *io, unsigned slot, const uint8_t *ke
 /* What new slots take if nothing else was asked for. */
 #define LUKS_ITER_TIME_MS 2000u
 
-/* Adds or erases keys. The volume key comes from the options' secret, or key_secret. */
-int luks_amend(Luks *luks, const LuksIo *io, const QCryptoBlockAmendOptionsLUKS *options,
+/* Adds or erases keys. The volume key comes from the options' secret, or key_secret. luks changes on the loop
+ * home, where others look at it; also when it failed half way. One at a time. */
+int luks_amend(Luks *luks, Loop *home, const LuksIo *io, const QCryptoBlockAmendOptionsLUKS *options,
     const char *key_secret, bool force, Error *err) MUST_CHECK;
 
 QCryptoBlockInfoLUKS *luks_info(const Luks *luks);

@@ -14,13 +14,10 @@
 #include "crypto/parallel.h"
 #include "crypto/secret.h"
 #include "generated/types.h"
-#include "loop/buffer-pool.h"
+#include "drivers/encrypt.h"
 
 #include <inttypes.h>
 #include <string.h>
-
-/* Encrypted at once on its way to the file. */
-#define WRITE_BYTES (1 * MIB)
 
 extern const Driver driver_luks;
 
@@ -196,21 +193,8 @@ static int luks_read_data(Node *node, uint64_t offset, IoSlice dst)
 static int luks_write_data(Node *node, uint64_t offset, IoSlice src, unsigned flags)
 {
     const LuksState *s = node->state;
-    size_t room = MIN(src.bytes, (size_t)WRITE_BYTES);
-    BufferPool *pool = buffer_pool_get();
-    uint8_t *buffer = buffer_alloc(pool, room);
-    int r = buffer ? 0 : -ENOMEM;
 
-    for (size_t done = 0; r == 0 && done < src.bytes; done += room) {
-        size_t bytes = MIN(src.bytes - done, room);
-        uint64_t at = offset + done;
-
-        parallel_encrypt(s->cipher, iv_number(s, at), buffer, io_slice_part(src, done, bytes));
-        r = edge_pwrite(node->file, s->payload + at, buffer, bytes, flags);
-    }
-    buffer_free(pool, buffer, room);
-    buffer_pool_put(pool);
-    return r;
+    return encrypt_write(node->file, s->payload + offset, s->cipher, iv_number(s, offset), src, flags);
 }
 
 /* ---- Control ---- */
@@ -246,35 +230,10 @@ static void luks_child_permissions(
     }
 }
 
-typedef struct Amended {
-    LuksState *state;
-    const Luks *luks;
-} Amended;
-
-static int set_amended(void *arg)
-{
-    const Amended *amended = arg;
-
-    amended->state->luks = *amended->luks;
-    return 0;
-}
-
-static int amend_keys(Node *node, const QCryptoBlockAmendOptionsLUKS *options, bool force, Error *err)
-{
-    LuksState *s = node->state;
-    LuksIo io = luks_edge_io(header_edge(node));
-    Luks luks = s->luks;
-    Amended amended = {s, &luks};
-    int r = luks_amend(&luks, &io, options, s->key_secret, force, err);
-
-    /* Some slots may have changed before it failed. Queries look at it on the node's home loop. */
-    loop_call(node->home, set_amended, &amended);
-    return r;
-}
-
 static int luks_amend_node(Node *node, const BlockdevAmendOptions *options, bool force, Error *err)
 {
     LuksState *s = node->state;
+    LuksIo io = luks_edge_io(header_edge(node));
     AUTO_ERROR Error ignored = ERROR_INIT;
     int r;
 
@@ -284,7 +243,7 @@ static int luks_amend_node(Node *node, const BlockdevAmendOptions *options, bool
     s->amending = true;
     r = node_refresh_permissions(node, err);
     if (r == 0)
-        r = amend_keys(node, &options->u.luks, force, err);
+        r = luks_amend(&s->luks, node->home, &io, &options->u.luks, s->key_secret, force, err);
     s->amending = false;
     (void)!node_refresh_permissions(node, &ignored); /* asking for less cannot fail */
     co_mutex_unlock(&s->amend_lock);

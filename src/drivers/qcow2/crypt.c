@@ -12,14 +12,12 @@
 #include "crypto/luks.h"
 #include "crypto/parallel.h"
 #include "crypto/secret.h"
+#include "drivers/encrypt.h"
 #include "drivers/qcow2/qcow2-priv.h"
 #include "generated/types.h"
-#include "loop/buffer-pool.h"
 
 #define SECTOR_BYTES 512u
 #define AES_KEY_BYTES 16u
-/* Encrypted at once on its way to the file. */
-#define WRITE_BYTES (1 * MIB)
 
 struct Crypt {
     SectorCipher *cipher;
@@ -164,21 +162,7 @@ int crypt_read(Qcow2 *q, uint64_t guest, uint64_t host, IoSlice dst)
 
 int crypt_write(Qcow2 *q, uint64_t host, IoSlice src, unsigned flags)
 {
-    size_t room = MIN(src.bytes, (size_t)WRITE_BYTES);
-    BufferPool *pool = buffer_pool_get();
-    uint8_t *buffer = buffer_alloc(pool, room);
-    int r = buffer ? 0 : -ENOMEM;
-
-    for (size_t done = 0; r == 0 && done < src.bytes; done += room) {
-        size_t bytes = MIN(src.bytes - done, room);
-
-        parallel_encrypt(
-            q->crypt->cipher, (host + done) / SECTOR_BYTES, buffer, io_slice_part(src, done, bytes));
-        r = edge_pwrite(q->data, host + done, buffer, bytes, flags);
-    }
-    buffer_free(pool, buffer, room);
-    buffer_pool_put(pool);
-    return r;
+    return encrypt_write(q->data, host, q->crypt->cipher, host / SECTOR_BYTES, src, flags);
 }
 
 /* ---- Changing keys ---- */
@@ -194,24 +178,10 @@ static int check_amendable(void *arg)
     return q->corrupt ? -EIO : write_overlap_check(q, q->crypt_offset, q->crypt_bytes, META_HEADER);
 }
 
-typedef struct Amended {
-    Qcow2 *q;
-    const Luks *volume;
-} Amended;
-
-static int set_amended(void *arg)
-{
-    const Amended *amended = arg;
-
-    amended->q->crypt->volume = *amended->volume;
-    return 0;
-}
-
 static int amend_keys(Qcow2 *q, const QCryptoBlockAmendOptionsLUKS *options, bool force, Error *err)
 {
     LuksIo io = {header_read, header_write, q};
-    Luks volume = q->crypt->volume;
-    Amended amended = {q, &volume};
+    Crypt *c = q->crypt;
     int r;
 
     if (q->node->read_only)
@@ -219,10 +189,7 @@ static int amend_keys(Qcow2 *q, const QCryptoBlockAmendOptionsLUKS *options, boo
     r = loop_call(q->node->home, check_amendable, q);
     if (r < 0)
         return err_set_errno(err, r, "Cannot change the keys of node '%s'", q->node->name);
-    r = luks_amend(&volume, &io, options, q->crypt->key_secret, force, err);
-    /* Some slots may have changed before it failed. */
-    loop_call(q->node->home, set_amended, &amended);
-    return r;
+    return luks_amend(&c->volume, q->node->home, &io, options, c->key_secret, force, err);
 }
 
 int crypt_amend(Qcow2 *q, const QCryptoBlockAmendOptions *options, bool force, Error *err)
