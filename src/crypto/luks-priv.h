@@ -5,23 +5,6 @@
 #include "crypto/luks.h"
 #include "crypto/secret.h"
 
-/* Memory for passwords and keys; data may be NULL. */
-typedef struct Secret {
-    uint8_t *data;
-    size_t bytes;
-} Secret;
-
-static inline Secret secret_new(size_t bytes)
-{
-    return (Secret){.data = secret_alloc(bytes), .bytes = bytes};
-}
-
-static inline void secret_done(Secret *s)
-{
-    secret_free(s->data, s->bytes);
-}
-#define AUTO_SECRET CLEANUP(secret_done)
-
 /* The secret with the id, which users must give. */
 int luks_password(const char *id, Secret *ret_password, Error *err) MUST_CHECK;
 

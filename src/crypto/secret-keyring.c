@@ -23,15 +23,15 @@ static long read_key(int32_t serial, uint8_t *data, size_t bytes)
     return n < 0 ? -errno : n;
 }
 
-static int load(int32_t serial, Bytes *ret_bytes, Error *err)
+static int load(int32_t serial, Secret *ret_bytes, Error *err)
 {
-    AUTO_BYTES Bytes b = {0};
+    AUTO_SECRET Secret b = {0};
     long length = read_key(serial, NULL, 0);
 
     if (length > (long)LIMIT_SECRET_BYTES)
         return err_set(err, -EFBIG, "The secret is longer than %d bytes", (int)LIMIT_SECRET_BYTES);
     if (length >= 0) {
-        b = (Bytes){.data = secret_alloc((size_t)length), .bytes = (size_t)length};
+        b = secret_new((size_t)length);
         if (!b.data)
             return err_set(err, -ENOMEM, "Out of memory");
         length = read_key(serial, b.data, b.bytes);
@@ -41,7 +41,7 @@ static int load(int32_t serial, Bytes *ret_bytes, Error *err)
     if ((size_t)length != b.bytes)
         return err_set(err, -EAGAIN, "Serial key %08x has changed while it was read", (unsigned)serial);
     *ret_bytes = b;
-    b = (Bytes){0};
+    b = (Secret){0};
     return 0;
 }
 
@@ -50,7 +50,7 @@ static int keyring_create(Object *object, const ObjectOptions *options, Error *e
     const SecretKeyringProperties *o = &options->u.secret_keyring;
     SecretCommonProperties common = {o->has_format, o->format, o->keyid, o->iv};
     KeyringSecret *s = object_state(object, &object_kind_secret_keyring);
-    Bytes b = {0};
+    Secret b = {0};
     int r;
 
     if (!o->serial)

@@ -6,18 +6,9 @@
 #include "generated/types.h"
 #include "schema/object.h"
 
-/* Bytes in memory for secrets; data may be NULL. */
-typedef struct Bytes {
-    uint8_t *data;
-    size_t bytes;
-} Bytes;
-
-void bytes_done(Bytes *b);
-#define AUTO_BYTES CLEANUP(bytes_done)
-
 /* The state of each kind begins with it. */
 typedef struct SecretObject {
-    Bytes secret;
+    Secret secret;
     char *keyid, *iv; /* as given, or NULL */
     QCryptoSecretFormat format;
 } SecretObject;
@@ -26,7 +17,7 @@ extern const ObjectKind object_kind_secret, object_kind_secret_keyring;
 
 /* Fills the zeroed state of a new object with what the bytes mean: takes them in any case. */
 int secret_object_init(
-    SecretObject *s, const SecretCommonProperties *options, Bytes *take_bytes, Error *err) MUST_CHECK;
+    SecretObject *s, const SecretCommonProperties *options, Secret *take_bytes, Error *err) MUST_CHECK;
 void secret_object_done(SecretObject *s);
 
 /* Properties of every kind, for the lists of the kinds. */

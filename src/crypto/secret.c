@@ -63,12 +63,6 @@ static uint8_t *copy(const void *from, size_t bytes)
     return data;
 }
 
-void bytes_done(Bytes *b)
-{
-    secret_free(b->data, b->bytes);
-    *b = (Bytes){0};
-}
-
 static int out_of_memory(Error *err)
 {
     return err_set(err, -ENOMEM, "Out of memory");
@@ -119,7 +113,7 @@ static int decode(const char *text, size_t length, uint8_t *out, size_t *ret_byt
 int secret_from_base64(const char *text, size_t length, uint8_t **ret_data, size_t *ret_bytes, Error *err)
 {
     size_t capacity = length / 4 * 3 + 3;
-    Bytes out = {.data = secret_alloc(capacity), .bytes = capacity};
+    Secret out = secret_new(capacity);
     size_t bytes;
     int r;
 
@@ -133,7 +127,7 @@ int secret_from_base64(const char *text, size_t length, uint8_t **ret_data, size
     } else {
         err_set(err, r, "Base64 data contains invalid characters");
     }
-    bytes_done(&out);
+    secret_done(&out);
     return r;
 }
 
@@ -153,7 +147,7 @@ static int decrypt_blocks(const uint8_t *key, const uint8_t *iv, uint8_t *data, 
     return r;
 }
 
-static int strip_padding(Bytes *b, uint8_t **ret_data, size_t *ret_bytes, Error *err)
+static int strip_padding(Secret *b, uint8_t **ret_data, size_t *ret_bytes, Error *err)
 {
     unsigned padding = b->bytes ? b->data[b->bytes - 1] : 0;
 
@@ -168,12 +162,12 @@ static int strip_padding(Bytes *b, uint8_t **ret_data, size_t *ret_bytes, Error 
 int secret_decrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *data, size_t bytes,
     uint8_t **ret_data, size_t *ret_bytes, Error *err)
 {
-    Bytes plain;
+    Secret plain;
     int r;
 
     if (bytes % BLOCK_BYTES)
         return err_set(err, -EINVAL, "Length %zu must be a multiple of block size %d", bytes, BLOCK_BYTES);
-    plain = (Bytes){.data = copy(data, bytes), .bytes = bytes};
+    plain = (Secret){.data = copy(data, bytes), .bytes = bytes};
     if (!plain.data)
         return out_of_memory(err);
     r = bytes ? decrypt_blocks(key, iv, plain.data, bytes) : 0;
@@ -181,16 +175,16 @@ int secret_decrypt(const uint8_t *key, const uint8_t *iv, const uint8_t *data, s
         r = err_set(err, -EINVAL, "Cannot decrypt the secret: %s", gnutls_strerror(r));
     else
         r = strip_padding(&plain, ret_data, ret_bytes, err);
-    bytes_done(&plain);
+    secret_done(&plain);
     return r;
 }
 
 /* ---- What the bytes mean ---- */
 
 /* Replaces base64 text by what it says. */
-static int from_format(const SecretCommonProperties *o, Bytes *b, Error *err)
+static int from_format(const SecretCommonProperties *o, Secret *b, Error *err)
 {
-    Bytes decoded;
+    Secret decoded;
     int r;
 
     if (!o->has_format || o->format != QCRYPTO_SECRET_FORMAT_BASE64)
@@ -198,12 +192,12 @@ static int from_format(const SecretCommonProperties *o, Bytes *b, Error *err)
     r = secret_from_base64((const char *)b->data, b->bytes, &decoded.data, &decoded.bytes, err);
     if (r < 0)
         return r;
-    bytes_done(b);
+    secret_done(b);
     *b = decoded;
     return 0;
 }
 
-static int load_iv(const SecretCommonProperties *o, Bytes *ret_iv, Error *err)
+static int load_iv(const SecretCommonProperties *o, Secret *ret_iv, Error *err)
 {
     int r;
 
@@ -215,10 +209,10 @@ static int load_iv(const SecretCommonProperties *o, Bytes *ret_iv, Error *err)
     return r;
 }
 
-static int decrypt(const SecretCommonProperties *o, Bytes *b, Error *err)
+static int decrypt(const SecretCommonProperties *o, Secret *b, Error *err)
 {
-    AUTO_BYTES Bytes key = {0}, iv = {0};
-    Bytes plain;
+    AUTO_SECRET Secret key = {0}, iv = {0};
+    Secret plain;
     int r = secret_lookup(o->keyid, &key.data, &key.bytes, err);
 
     if (r < 0)
@@ -232,22 +226,22 @@ static int decrypt(const SecretCommonProperties *o, Bytes *b, Error *err)
         r = secret_decrypt(key.data, iv.data, b->data, b->bytes, &plain.data, &plain.bytes, err);
     if (r < 0)
         return r;
-    bytes_done(b);
+    secret_done(b);
     *b = plain;
     return 0;
 }
 
-int secret_object_init(SecretObject *s, const SecretCommonProperties *options, Bytes *take_bytes, Error *err)
+int secret_object_init(SecretObject *s, const SecretCommonProperties *options, Secret *take_bytes, Error *err)
 {
-    AUTO_BYTES Bytes b = *take_bytes;
+    AUTO_SECRET Secret b = *take_bytes;
     int r;
 
-    *take_bytes = (Bytes){0};
+    *take_bytes = (Secret){0};
     r = options->keyid ? decrypt(options, &b, err) : from_format(options, &b, err);
     if (r < 0)
         return r;
     s->secret = b;
-    b = (Bytes){0};
+    b = (Secret){0};
     s->keyid = str_dup(options->keyid);
     s->iv = str_dup(options->iv);
     s->format = options->has_format ? options->format : QCRYPTO_SECRET_FORMAT_RAW;
@@ -256,7 +250,7 @@ int secret_object_init(SecretObject *s, const SecretCommonProperties *options, B
 
 void secret_object_done(SecretObject *s)
 {
-    bytes_done(&s->secret);
+    secret_done(&s->secret);
     free(s->keyid);
     free(s->iv);
 }
@@ -282,16 +276,16 @@ static ssize_t read_up_to(int fd, uint8_t *data, size_t max)
     return (ssize_t)bytes;
 }
 
-static int read_file(const char *name, Bytes *ret_bytes, Error *err)
+static int read_file(const char *name, Secret *ret_bytes, Error *err)
 {
     AUTO_CLOSE int fd = open(name, O_RDONLY | O_CLOEXEC | O_NOCTTY);
-    AUTO_BYTES Bytes all = {.bytes = LIMIT_SECRET_BYTES + 1};
+    AUTO_SECRET Secret all = {0};
     ssize_t n;
 
     if (fd < 0)
         return err_set(err, -errno, "Unable to read %s: Failed to open file \u201C%s\u201D: %s", name, name,
             strerror(errno));
-    all.data = secret_alloc(all.bytes);
+    all = secret_new(LIMIT_SECRET_BYTES + 1);
     if (!all.data)
         return out_of_memory(err);
     n = read_up_to(fd, all.data, all.bytes);
@@ -300,11 +294,11 @@ static int read_file(const char *name, Bytes *ret_bytes, Error *err)
             strerror((int)-n));
     if ((size_t)n > LIMIT_SECRET_BYTES)
         return err_set(err, -EFBIG, "Unable to read %s: longer than %d bytes", name, (int)LIMIT_SECRET_BYTES);
-    *ret_bytes = (Bytes){.data = copy(all.data, (size_t)n), .bytes = (size_t)n};
+    *ret_bytes = (Secret){.data = copy(all.data, (size_t)n), .bytes = (size_t)n};
     return ret_bytes->data ? 0 : out_of_memory(err);
 }
 
-static int load(const SecretProperties *o, Bytes *ret_bytes, Error *err)
+static int load(const SecretProperties *o, Secret *ret_bytes, Error *err)
 {
     size_t length;
 
@@ -317,7 +311,7 @@ static int load(const SecretProperties *o, Bytes *ret_bytes, Error *err)
     length = strlen(o->data);
     if (length > LIMIT_SECRET_BYTES)
         return err_set(err, -EFBIG, "The secret is longer than %d bytes", (int)LIMIT_SECRET_BYTES);
-    *ret_bytes = (Bytes){.data = copy(o->data, length), .bytes = length};
+    *ret_bytes = (Secret){.data = copy(o->data, length), .bytes = length};
     return ret_bytes->data ? 0 : out_of_memory(err);
 }
 
@@ -326,7 +320,7 @@ static int secret_create(Object *object, const ObjectOptions *options, Error *er
     const SecretProperties *o = &options->u.secret;
     SecretCommonProperties common = {o->has_format, o->format, o->keyid, o->iv};
     FileSecret *s = object_state(object, &object_kind_secret);
-    Bytes b = {0};
+    Secret b = {0};
     int r = load(o, &b, err);
 
     if (r == 0)

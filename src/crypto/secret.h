@@ -18,6 +18,25 @@ void secret_free(uint8_t *data, size_t bytes);
 /* Zeroed memory of the kind described above, or NULL. One more byte than asked is there. Free with
  * secret_free(). */
 uint8_t *secret_alloc(size_t bytes) MUST_CHECK;
+
+/* Secret in such memory; data may be NULL. */
+typedef struct Secret {
+    uint8_t *data;
+    size_t bytes;
+} Secret;
+
+static inline Secret secret_new(size_t bytes)
+{
+    return (Secret){.data = secret_alloc(bytes), .bytes = bytes};
+}
+
+static inline void secret_done(Secret *s)
+{
+    secret_free(s->data, s->bytes);
+    *s = (Secret){0};
+}
+#define AUTO_SECRET CLEANUP(secret_done)
+
 /* Base64 (RFC 4648, line feeds ignored) to bytes in such memory. */
 int secret_from_base64(
     const char *text, size_t length, uint8_t **ret_data, size_t *ret_bytes, Error *err) MUST_CHECK;
