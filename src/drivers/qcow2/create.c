@@ -352,7 +352,6 @@ static int size_file(Edge *file, const Layout *l, Error *err)
                                  ? PREALLOCATION_OFF
                                  : (Preallocation)l->prealloc;
     AUTO_ERROR Error ignored = ERROR_INIT;
-
     int r;
 
     (void)!edge_resize(file, 0, false, PREALLOCATION_OFF, 0, &ignored);

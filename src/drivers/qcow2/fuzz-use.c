@@ -181,11 +181,8 @@ static bool check_alone(unsigned fix)
 {
     AUTO_ERROR Error err = ERROR_INIT;
     CheckResult result;
-    Node *node;
+    Node *node = test_open_for_check(!fix, &err);
 
-    mem_for_check = true;
-    node = test_open(!fix, &err);
-    mem_for_check = false;
     if (!node)
         return false;
     check(node, fix, &result);

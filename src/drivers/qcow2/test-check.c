@@ -90,11 +90,8 @@ static uint64_t run_check(unsigned fix)
 {
     AUTO_ERROR Error err = ERROR_INIT;
     CheckResult result;
-    Node *node;
+    Node *node = test_open_for_check(!fix, &err);
 
-    mem_for_check = true;
-    node = test_open(!fix, &err);
-    mem_for_check = false;
     assert_non_null(node);
     assert_int_equal(driver_qcow2.check(node, fix, &result, &err), 0);
     test_close(node);

@@ -33,7 +33,7 @@ struct NodePrivate {
 MemFile *mem_file, *mem_data_file, *mem_backing;
 BlockdevOptionsQcow2 mem_options;
 uint64_t mem_limit = UINT64_C(1) << 30;
-bool mem_yields = true, mem_for_check, mem_partial_faults, mem_dead, mem_device;
+bool mem_yields = true, mem_partial_faults, mem_dead, mem_device;
 unsigned mem_corruptions, mem_faults, mem_read_faults;
 uint64_t mem_failures;
 static __thread uint64_t random_state = 1;
@@ -540,7 +540,7 @@ void node_report_corruption(Node *node, bool fatal, int64_t offset, int64_t size
     mem_corruptions++;
 }
 
-Node *test_open(bool read_only, Error *err)
+static Node *open_image(bool read_only, bool for_check, Error *err)
 {
     BlockdevRef file = {.type = BLOCKDEV_REF_KIND_REFERENCE, .u.reference = (char *)"file"};
     BlockdevOptions options = {.u.qcow2 = mem_options};
@@ -552,13 +552,23 @@ Node *test_open(bool read_only, Error *err)
     node->home = loop_current();
     node->private = mem_new(struct NodePrivate);
     node->read_only = read_only;
-    node->for_check = mem_for_check;
+    node->for_check = for_check;
     node->discard_unmap = true;
     if (driver_qcow2.open(node, &options, err) < 0) {
         test_close(node);
         return NULL;
     }
     return node;
+}
+
+Node *test_open(bool read_only, Error *err)
+{
+    return open_image(read_only, false, err);
+}
+
+Node *test_open_for_check(bool read_only, Error *err)
+{
+    return open_image(read_only, true, err);
 }
 
 void test_close(Node *node)

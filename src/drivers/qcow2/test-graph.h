@@ -49,8 +49,6 @@ extern bool mem_dead;
 extern uint64_t mem_failures;
 /* False: requests do not yield. */
 extern bool mem_yields;
-/* The next image is opened to be checked only. */
-extern bool mem_for_check;
 /* Corruptions that were reported. */
 extern unsigned mem_corruptions;
 
@@ -69,6 +67,8 @@ void test_pause(void);
 
 /* Opens mem_file with the driver; NULL with err set. */
 Node *test_open(bool read_only, Error *err);
+/* The same, to be checked only. */
+Node *test_open_for_check(bool read_only, Error *err);
 void test_close(Node *node);
 /* test-sched.c: runs fn(arg) in a coroutine of a scheduler of its own. */
 void test_run(void (*fn)(void *arg), void *arg);

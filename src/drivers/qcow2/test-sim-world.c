@@ -368,13 +368,11 @@ static void repair_closed(Sim *sim)
     CheckResult result = {0};
     Node *node;
 
-    mem_for_check = true;
     set_options(&sim->shape);
-    node = test_open(false, &err);
+    node = test_open_for_check(false, &err);
     if (!node || driver_qcow2.check(node, CHECK_FIX_LEAKS | CHECK_FIX_ERRORS, &result, &err) < 0)
         sim_fail("an image cannot be repaired after a crash: %s", err.message);
     test_close(node);
-    mem_for_check = false;
     say("repaired, %" PRIu64 " leaks were there", result.leaks_fixed);
     if (result.leaks || result.corruptions || result.check_errors)
         sim_fail("a repair leaves %" PRIu64 " leaks and %" PRIu64 " corruptions", result.leaks,
