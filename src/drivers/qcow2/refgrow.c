@@ -167,7 +167,7 @@ static void adopt_table(Qcow2 *q, uint64_t *table, const TablePlan *plan)
 {
     free(q->rt);
     q->rt = table;
-    free_range(q, FREE_PENDING, q->rt_offset, q->header.rt_clusters * q->cluster_size, false);
+    free_range(q, FREE_PENDING, q->rt_offset, q->header.rt_clusters * q->cluster_size, q->pass_discard_other);
     q->rt_offset = q->header.rt_offset = plan->start << q->cluster_bits;
     q->rt_entries = (uint32_t)plan->entries;
     q->header.rt_clusters = (uint32_t)plan->clusters;
