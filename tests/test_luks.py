@@ -8,34 +8,24 @@ import subprocess
 import pytest
 
 from lib import images
-from lib.luks import MIB, OTHER, PASSWORD, SECRET, connect, cryptsetup_opens, open_volume
+from lib.luks import (
+    COMBINATIONS,
+    MIB,
+    OTHER,
+    PASSWORD,
+    SECRET,
+    SIZE,
+    amend,
+    cipher_options,
+    close,
+    connect,
+    cryptsetup_opens,
+    make,
+    open_volume,
+)
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
 from lib.workload import read_all, scatter
-
-SIZE = 2 * MIB + 512
-# cipher-alg, cipher-mode, ivgen-alg, ivgen-hash-alg, hash-alg
-COMBINATIONS = [
-    ('aes-256', 'xts', 'plain64', None, 'sha256'),
-    ('aes-128', 'xts', 'plain', None, 'sha1'),
-    ('aes-192', 'xts', 'plain64', None, 'sha512'),
-    ('aes-256', 'xts', 'essiv', 'sha256', 'sha384'),
-    ('aes-256', 'cbc', 'essiv', 'sha256', 'sha256'),
-    ('aes-128', 'cbc', 'plain64', None, 'sha224'),
-    ('aes-256', 'ctr', 'plain64', None, 'ripemd160'),
-    ('aes-256', 'ecb', 'plain64', None, 'sha256'),
-    ('cast5-128', 'cbc', 'plain64', None, 'sha256'),
-    ('cast5-128', 'cbc', 'essiv', 'md5', 'sha256'),
-    ('serpent-256', 'xts', 'plain64', None, 'sha256'),
-    ('serpent-128', 'cbc', 'essiv', 'md5', 'sha256'),
-    ('serpent-192', 'xts', 'plain', None, 'sha256'),
-    ('twofish-128', 'cbc', 'plain', None, 'sha1'),
-]
-NAMES = ('cipher-alg', 'cipher-mode', 'ivgen-alg', 'ivgen-hash-alg', 'hash-alg')
-
-
-def options(combination):
-    return {name: value for name, value in zip(NAMES, combination) if value}
 
 
 def image_opts(path, secret='s', **more):
@@ -44,32 +34,13 @@ def image_opts(path, secret='s', **more):
 
 
 def make_with_reference(path, combination=COMBINATIONS[0], size=SIZE):
-    text = ','.join(f'{name}={value}' for name, value in options(combination).items())
+    text = ','.join(f'{name}={value}' for name, value in cipher_options(combination).items())
     images.create_encrypted('-f', 'luks', *SECRET, '-o', f'key-secret=s,iter-time=20,{text}', path, size)
 
 
 def read_with_reference(path, tmp, **more):
     run('qemu-img', 'convert', *SECRET, '-O', 'raw', image_opts(path, **more), tmp / 'plain.raw')
     return (tmp / 'plain.raw').read_bytes()
-
-
-def make(served, path, combination=COMBINATIONS[0], **more):
-    path.touch()
-    served.blockdev_add(driver='file', node_name='new', filename=str(path))
-    served.qmp.run_job(
-        'create',
-        'blockdev-create',
-        options={
-            'driver': 'luks',
-            'file': 'new',
-            'size': SIZE,
-            'key-secret': 's',
-            'iter-time': 20,
-            **options(combination),
-            **more,
-        },
-    )
-    served.cmd('blockdev-del', node_name='new')
 
 
 @pytest.mark.parametrize('combination', COMBINATIONS, ids=str)
@@ -89,9 +60,7 @@ def test_interchange(combination, daemon, tmp, rng):
         scatter(handle, rng, shadow)
         assert read_all(handle) == shadow
         handle.shutdown()
-        served.cmd('block-export-del', id='exp-l', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED')
-        served.cmd('blockdev-del', node_name='l')
+        close(served)
         assert read_with_reference(path, tmp) == shadow
 
 
@@ -203,12 +172,6 @@ def test_resize(daemon, tmp, rng):
     assert (tmp / 'a.luks').stat().st_size == before + MIB
     served.cmd('blockdev-del', node_name='l')
     assert read_with_reference(tmp / 'a.luks', tmp)[:SIZE] == data
-
-
-def amend(served, **options):
-    options = {name.replace('_', '-'): value for name, value in options.items()}
-    force = {'force': options.pop('force')} if 'force' in options else {}
-    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='l', options={'driver': 'luks', **options}, **force)
 
 
 def active(served):

@@ -15,6 +15,7 @@ from lib.luks import (
     PASSWORD,
     SECRET,
     Metadata2,
+    close,
     connect,
     cryptsetup,
     cryptsetup_opens,
@@ -40,12 +41,6 @@ def read_volume(served, path, **more):
     data = read_all(handle)
     handle.shutdown()
     return data
-
-
-def close(served):
-    served.cmd('block-export-del', id='exp-l', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
-    served.cmd('blockdev-del', node_name='l')
 
 
 def twin(path, tmp, cipher, key):

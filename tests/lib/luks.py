@@ -15,6 +15,30 @@ PASSWORD = 'a pass,word=\u00e4'
 SECRET = ('--object', json.dumps({'qom-type': 'secret', 'id': 's', 'data': PASSWORD}))
 OTHER = ('--object', 'secret,id=t,data=other')
 
+SIZE = 2 * MIB + 512
+# cipher-alg, cipher-mode, ivgen-alg, ivgen-hash-alg, hash-alg
+COMBINATIONS = [
+    ('aes-256', 'xts', 'plain64', None, 'sha256'),
+    ('aes-128', 'xts', 'plain', None, 'sha1'),
+    ('aes-192', 'xts', 'plain64', None, 'sha512'),
+    ('aes-256', 'xts', 'essiv', 'sha256', 'sha384'),
+    ('aes-256', 'cbc', 'essiv', 'sha256', 'sha256'),
+    ('aes-128', 'cbc', 'plain64', None, 'sha224'),
+    ('aes-256', 'ctr', 'plain64', None, 'ripemd160'),
+    ('aes-256', 'ecb', 'plain64', None, 'sha256'),
+    ('cast5-128', 'cbc', 'plain64', None, 'sha256'),
+    ('cast5-128', 'cbc', 'essiv', 'md5', 'sha256'),
+    ('serpent-256', 'xts', 'plain64', None, 'sha256'),
+    ('serpent-128', 'cbc', 'essiv', 'md5', 'sha256'),
+    ('serpent-192', 'xts', 'plain', None, 'sha256'),
+    ('twofish-128', 'cbc', 'plain', None, 'sha1'),
+]
+NAMES = ('cipher-alg', 'cipher-mode', 'ivgen-alg', 'ivgen-hash-alg', 'hash-alg')
+
+
+def cipher_options(combination):
+    return {name: value for name, value in zip(NAMES, combination) if value}
+
 
 def open_volume(served, path, name='l', secret='s', **more):
     served.blockdev_add(
@@ -27,6 +51,37 @@ def connect(served, name='l'):
     handle = libnbd().NBD()
     handle.connect_uri(served.uri(name))
     return handle
+
+
+def close(served):
+    served.cmd('block-export-del', id='exp-l', mode='hard')
+    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.cmd('blockdev-del', node_name='l')
+
+
+def make(served, path, combination=COMBINATIONS[0], size=SIZE, **more):
+    path.touch()
+    served.blockdev_add(driver='file', node_name='new', filename=str(path))
+    served.qmp.run_job(
+        'create',
+        'blockdev-create',
+        options={
+            'driver': 'luks',
+            'file': 'new',
+            'size': size,
+            'key-secret': 's',
+            'iter-time': 20,
+            **cipher_options(combination),
+            **more,
+        },
+    )
+    served.cmd('blockdev-del', node_name='new')
+
+
+def amend(served, **options):
+    options = {name.replace('_', '-'): value for name, value in options.items()}
+    force = {'force': options.pop('force')} if 'force' in options else {}
+    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='l', options={'driver': 'luks', **options}, **force)
 
 
 def cryptsetup(*command, password=PASSWORD):
