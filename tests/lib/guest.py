@@ -70,7 +70,8 @@ MODULES = """
     target_core_mod target_core_file target_core_iblock target_core_pscsi target_core_user tcm_loop
     vhost_scsi iscsi_target_mod iscsi_tcp scsi_debug nvme nvme-core nvme-fabrics nvme-tcp nvmet nvmet-tcp
     nvme-loop loop null_blk nbd fuse ext4 crct10dif_generic crc32c_generic crc32c_intel libcrc32c
-    sha256_generic vduse virtio_vdpa vhost_vdpa
+    sha256_generic vduse virtio_vdpa vhost_vdpa dm-crypt algif_skcipher xts essiv serpent_generic
+    twofish_generic cast5_generic
 """.split()
 # What tests of disks use besides, of the host and of packages that are unpacked only.
 DISK_PROGRAMS = 'fio mke2fs e2fsck blkdiscard fstrim'.split()
