@@ -226,6 +226,40 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
     assert read_with_reference(path, tmp)[:4096] == data
 
 
+@pytest.mark.better  # the reference writes to the file, or ends with a failed assertion
+@pytest.mark.parametrize('detached', [False, True])
+def test_keys_of_volumes_that_cannot_be_written(detached, daemon, tmp):
+    """Also where the file could be written to, until the node is reopened."""
+    need('cryptsetup')
+    served = daemon(*SECRET, *OTHER)
+    children = {'file': 'f'}
+    for name in ('f', 'h') if detached else ('f',):
+        (tmp / name).touch()
+        served.blockdev_add(driver='file', node_name=name, filename=str(tmp / name))
+    if detached:
+        children['header'] = 'h'
+    path = tmp / ('h' if detached else 'f')
+    options = {'driver': 'luks', 'size': MIB, 'key-secret': 's', 'iter-time': 20, **children}
+    served.qmp.run_job('create', 'blockdev-create', options=options)
+    node = {'driver': 'luks', 'node-name': 'l', 'key-secret': 's', **children}
+    served.qmp.cmd_args('blockdev-add', {**node, 'read-only': True})
+    before = path.read_bytes()
+    for change in ({'state': 'active', 'new-secret': 't', 'iter-time': 20}, {'state': 'inactive', 'keyslot': 0}):
+        with pytest.raises(QmpError, match="Node 'l' is read-only: its keys cannot be changed"):
+            amend(served, force=True, **change)
+    assert path.read_bytes() == before
+    assert active(served) == [0]
+    served.cmd('blockdev-reopen', options=[node])
+    amend(served, state='active', new_secret='t', iter_time=20)
+    served.cmd('blockdev-reopen', options=[{**node, 'read-only': True}])
+    before = path.read_bytes()
+    with pytest.raises(QmpError, match="Node 'l' is read-only: its keys cannot be changed"):
+        amend(served, state='inactive', keyslot=0)
+    assert path.read_bytes() == before
+    for password in (PASSWORD, 'other'):
+        cryptsetup_opens(path, password)
+
+
 def test_secrets_are_not_shown(daemon, tmp):
     """Neither queries nor errors have the password or the volume key."""
     secret = 'kLmNoPqRsT'

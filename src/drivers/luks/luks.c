@@ -241,7 +241,9 @@ static int luks_amend_node(Node *node, const BlockdevAmendOptions *options, bool
         return err_set(err, -ENOTSUP, "Keys of LUKS version 2 cannot be changed here; use cryptsetup");
     co_mutex_lock_shielded(&s->amend_lock);
     s->amending = true;
-    r = node_refresh_permissions(node, err);
+    r = node->read_only
+            ? err_set(err, -EACCES, "Node '%s' is read-only: its keys cannot be changed", node->name)
+            : node_refresh_permissions(node, err);
     if (r == 0)
         r = luks_amend(&s->luks, node->home, &io, &options->u.luks, s->key_secret, force, err);
     s->amending = false;
