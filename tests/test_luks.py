@@ -174,6 +174,47 @@ def test_resize(daemon, tmp, rng):
     assert read_with_reference(tmp / 'a.luks', tmp)[:SIZE] == data
 
 
+@pytest.mark.better  # the reference follows only when the node is reopened
+def test_size_follows_the_file(daemon, tmp, rng):
+    """Which is resized as a node of its own, or by another program: when the volume gets a user and when it is reopened."""
+    libnbd()
+    served = daemon(*SECRET, nbd=True)
+    path = tmp / 'a.luks'
+    make(served, path)
+    head = path.stat().st_size - SIZE
+    file = {'driver': 'file', 'node-name': 'f', 'filename': str(path)}
+    node = {'driver': 'luks', 'node-name': 'l', 'file': 'f', 'key-secret': 's'}
+    served.qmp.cmd_args('blockdev-add', file)
+    served.qmp.cmd_args('blockdev-add', node)
+
+    def size():
+        return {n['node-name']: n['image']['virtual-size'] for n in served.cmd('query-named-block-nodes')}['l']
+
+    def use(expected):
+        handle = connect(served)
+        assert handle.get_size() == size() == expected
+        data = rng.randbytes(4096)
+        handle.pwrite(data, expected - 4096)
+        assert handle.pread(4096, expected - 4096) == data
+        handle.shutdown()
+        served.cmd('block-export-del', id='exp-l', mode='hard')
+        served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+
+    served.cmd('block_resize', node_name='f', size=head + 2 * SIZE)
+    use(2 * SIZE)
+    served.cmd('block_resize', node_name='f', size=head + SIZE - 512)
+    use(SIZE - 512)
+    served.cmd('block_resize', node_name='f', size=head - 512)
+    served.cmd('blockdev-reopen', options=[node])
+    assert size() == 0
+    with open(path, 'r+b') as other:
+        other.truncate(head + 3 * SIZE)
+    served.cmd('blockdev-reopen', options=[node])
+    assert size() == 0
+    served.cmd('blockdev-reopen', options=[file, node])
+    use(3 * SIZE)
+
+
 def active(served):
     (node,) = [n for n in served.cmd('query-named-block-nodes', flat=True) if n['node-name'] == 'l']
     return [i for i, slot in enumerate(node['image']['format-specific']['data']['slots']) if slot['active']]

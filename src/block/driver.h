@@ -129,8 +129,8 @@ struct Driver {
 
     /* Control path, main loop; called on the node's home loop. All optional. */
     int (*resize)(Node *node, uint64_t size, bool exact, Preallocation prealloc, unsigned flags, Error *err);
-    /* For drivers whose size follows that of a child, which another parent may have changed: sets node->size.
-     * Does not wait; any loop. */
+    /* For drivers whose size follows that of the file child, which another parent may have changed: sets
+     * node->size. Called when the node gets a parent, and when it is reopened. Does not wait; any loop. */
     void (*refresh_size)(Node *node);
     /* The node gets another home loop: called on the old one before, and on the new one afterwards, at rest. For what a
      * driver has running there by itself. Both or none. */

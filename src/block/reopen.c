@@ -579,6 +579,18 @@ static void undo(Reopen *r, bool permissions_changed)
         start_again(r->steps[i]);
 }
 
+/* Children first, wherever they are in the list. */
+static void refresh_size(const Reopen *r, const Step *step)
+{
+    Node *node = step->node;
+    const Step *child = node->driver->refresh_size ? find_step(r, node->file->node) : NULL;
+
+    if (child)
+        refresh_size(r, child);
+    if (node->driver->refresh_size)
+        node->driver->refresh_size(node);
+}
+
 static void commit(Reopen *r)
 {
     for (size_t i = r->count; i-- > 0;) {
@@ -591,6 +603,8 @@ static void commit(Reopen *r)
         p->options = TAKE(step->options);
         trace_node_reopen(step->node->name, step->node->read_only ? "read-only" : "read-write");
     }
+    for (size_t i = 0; i < r->count; i++)
+        refresh_size(r, r->steps[i]);
 }
 
 static int transaction(Reopen *r, Error *err)
@@ -713,6 +727,8 @@ int node_set_read_only(Node *node, bool read_only, Error *err)
     add_node(&r, node, json, &from, false);
     result = run(&r, err);
     graph_change_end();
+    if (result == 0)
+        finish(&r);
     reopen_free(&r);
     return result;
 }

@@ -3,6 +3,7 @@
 before the header is read: then the reference 10.0.2 ends with a failed assertion."""
 
 from differential.qmp_block import FLAT, NODES, add, amended, created, delete, file, q
+from differential.qmp_reopen import node, reopen
 from lib.differential import Allowed, Qmps
 
 MIB = 1 << 20
@@ -140,6 +141,23 @@ CASES = [
             NODES,
             q('block_resize', node_name='n', size=MIB + 1),
             q('block_resize', node_name='n', size=-1),
+            NODES,
+        ],
+    ),
+    Qmps(
+        'luks-size-of-the-file',
+        args=SECRETS,
+        v10=True,
+        lines=[
+            FILE,
+            *new(),
+            OPEN,
+            q('block_resize', node_name='f', size=4 * MIB),
+            NODES,
+            reopen(node('luks', 'n', file='f', key_secret='s')),
+            NODES,
+            q('block_resize', node_name='f', size=3 * MIB - 1),
+            reopen(node('luks', 'n', file='f', key_secret='s', read_only=True)),
             NODES,
         ],
     ),

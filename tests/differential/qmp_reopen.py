@@ -265,6 +265,32 @@ LINES = {
         )
         for line in (reopen(node('raw', 'r', **{'file': 'f', **options})), FLAT, GRAPH)
     ],
+    # Changed by block_resize of the file node, and behind its back.
+    'size': [
+        add('file', 'f', filename='raw.img'),
+        add('raw', 'r', file='f'),
+        add('file', 'other', filename='raw.img', locking='off'),
+        q('block_resize', node_name='f', size=2 << 20),
+        NODES,
+        reopen(node('raw', 'r', file='f')),
+        NODES,
+        q('block_resize', node_name='other', size=3 << 20),
+        reopen(node('raw', 'r', file='f')),
+        NODES,
+        reopen(protocol(filename='raw.img')),
+        NODES,
+        q('block_resize', node_name='other', size=1 << 20),
+        reopen(node('raw', 'r', file='f'), protocol(filename='raw.img')),
+        NODES,
+    ],
+    'size-of-an-own-child': [
+        add('raw', 'r', file=file('raw.img', **{'node-name': 'f'})),
+        add('file', 'other', filename='raw.img', locking='off'),
+        q('block_resize', node_name='other', size=3 << 20),
+        NODES,
+        reopen(node('raw', 'r', file='f')),
+        NODES,
+    ],
     'inherited-default': [
         *CHILD,
         reopen(qcow2(read_only=True)),

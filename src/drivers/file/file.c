@@ -190,17 +190,27 @@ static int file_reopen_prepare(Node *node, const BlockdevOptions *options, Error
     return check_aio(node, options_of(options), err);
 }
 
+/* Somebody else may have made the file longer, or the device. */
+static void file_reopen_commit(Node *node)
+{
+    const FileState *s = node->state;
+    int64_t length = file_probe_size(s->fd, s->type);
+
+    if (length >= 0)
+        node->size = file_node_size((uint64_t)length);
+}
+
 static const char *const reopen_options[] = {"drop-cache", "x-check-cache-dropped", NULL};
 
 /* Both drivers differ in name and in what they can make. */
-#define FILE_DRIVER                                                                                         \
-    .state_size = sizeof(FileState), .flags = DRIVER_PROTOCOL | DRIVER_ANY_LOOP, .open = file_open,         \
-    .close = file_close, .read = file_read, .write = file_write, .write_zeroes = file_write_zeroes,         \
-    .discard = file_discard, .flush = file_flush, .status = file_status, .resize = file_resize,             \
-    .permissions_check = file_permissions_check, .permissions_commit = file_permissions_commit,             \
-    .permissions_abort = file_permissions_abort, .allocated_size = file_allocated_size, .info = file_info,  \
-    .reopen_prepare = file_reopen_prepare, .reopen_options = reopen_options, .pr_execute = file_pr_execute, \
-    .stats = file_stats
+#define FILE_DRIVER                                                                                        \
+    .state_size = sizeof(FileState), .flags = DRIVER_PROTOCOL | DRIVER_ANY_LOOP, .open = file_open,        \
+    .close = file_close, .read = file_read, .write = file_write, .write_zeroes = file_write_zeroes,        \
+    .discard = file_discard, .flush = file_flush, .status = file_status, .resize = file_resize,            \
+    .permissions_check = file_permissions_check, .permissions_commit = file_permissions_commit,            \
+    .permissions_abort = file_permissions_abort, .allocated_size = file_allocated_size, .info = file_info, \
+    .reopen_prepare = file_reopen_prepare, .reopen_commit = file_reopen_commit,                            \
+    .reopen_options = reopen_options, .pr_execute = file_pr_execute, .stats = file_stats
 
 extern const Driver driver_file, driver_host_device;
 const Driver driver_file = {.name = "file", FILE_DRIVER, .create = file_create};

@@ -151,6 +151,14 @@ static int set_size(Node *node, Error *err)
     return 0;
 }
 
+/* A volume that says how long it is stays so. */
+static void luks_refresh_size(Node *node)
+{
+    AUTO_ERROR Error ignored = ERROR_INIT;
+
+    (void)!set_size(node, &ignored);
+}
+
 static int luks_open(Node *node, const BlockdevOptions *options, Error *err)
 {
     const BlockdevOptionsLUKS *o = &options->u.luks;
@@ -291,6 +299,7 @@ const Driver driver_luks = {
     .read = luks_read_data,
     .write = luks_write_data,
     .resize = luks_resize,
+    .refresh_size = luks_refresh_size,
     .child_permissions = luks_child_permissions,
     .allocated_size = luks_allocated_size,
     .info = luks_image_info,
