@@ -25,8 +25,8 @@ from lib.luks import (
     open_volume,
     volume_key,
 )
-from lib.qmp import QmpError
-from lib.tools import libnbd, need, output, run
+from lib.qmp import Qmp, QmpError
+from lib.tools import libnbd, need, output, run, wait_until
 from lib.workload import read_all, scatter
 
 pytestmark = pytest.mark.better  # the reference knows version 1 only
@@ -205,6 +205,54 @@ def test_detached_header(offset, daemon, tmp, rng):
     if start == 0:
         with pytest.raises(QmpError, match='LUKS payload is overlapping with the header'):
             open_volume(served, header)
+
+
+MONITORS = 4
+ARGON2_KIB = 128 << 10
+
+
+def status(served, field):
+    """Of the daemon, in bytes."""
+    with open(f'/proc/{served.process.pid}/status') as file:
+        (line,) = [line for line in file if line.startswith(field + ':')]
+    return int(line.split()[1]) << 10
+
+
+def start_opening(daemon, tmp):
+    """A daemon with clients that have each asked it to open a volume whose password takes much memory to try."""
+    path = tmp / 'a.luks'
+    format2(path, '--pbkdf', 'argon2id', '--pbkdf-memory', ARGON2_KIB, '--pbkdf-parallel', 1)
+    args = []
+    for i in range(MONITORS):
+        args += ['--chardev', f'socket,id=c{i},path={tmp}/{i}.sock,server=on,wait=off', '--monitor', f'c{i}']
+    served = daemon(*SECRET, *args, '--trace', f'enable=file_open,file={tmp}/trace')
+    before = status(served, 'VmHWM')
+    clients = [Qmp.connect(tmp / f'{i}.sock') for i in range(MONITORS)]
+    file = {'driver': 'file', 'filename': str(path), 'read-only': True}
+    for i, client in enumerate(clients):
+        node = {'driver': 'luks', 'node-name': f'l{i}', 'key-secret': 's', 'read-only': True, 'file': file}
+        client.ident = client.send('blockdev-add', node)
+    wait_until(lambda: (tmp / 'trace').read_text().count('file_open') == MONITORS, 'all to be opened')
+    return served, clients, before
+
+
+def test_memory_for_passwords_is_for_one_at_a_time(daemon, tmp):
+    served, clients, before = start_opening(daemon, tmp)
+    wait_until(lambda: status(served, 'VmHWM') - before > (ARGON2_KIB << 10) // 2, 'the first try')
+    served.cmd('query-block-exports')  # nobody else has to wait
+    for client in clients:
+        assert client.reply_to(client.ident)['return'] == {}
+    assert (ARGON2_KIB << 10) // 2 < status(served, 'VmHWM') - before < (ARGON2_KIB << 10) * 3 // 2
+    assert len(served.cmd('query-named-block-nodes')) == 2 * MONITORS
+
+
+def test_who_waits_to_try_a_password_gives_up_at_the_end(daemon, tmp):
+    served, clients, _ = start_opening(daemon, tmp)
+    served.cmd('quit')
+    replies = [client.reply_to(client.ident) for client in clients]
+    said = [reply['error']['desc'] for reply in replies if 'error' in reply]
+    assert 'Keyslot 0 was not tried: Operation canceled' in said, replies
+    served.wait()
 
 
 def test_key_slots(daemon, tmp):

@@ -122,8 +122,9 @@
  * users may ask a try to take. */
 #define LIMIT_LUKS_ITERATIONS (1u << 28)
 #define LIMIT_LUKS_ITER_TIME_MS 60000
-/* The same with Argon2 for one key slot of LUKS version 2: memory (as much as cryptsetup takes unless it is told to take
- * more), threads, and passes times KiB: 64 GiB of memory written, about a minute of a fast processor. */
+/* The same with Argon2 for one key slot of LUKS version 2, of which the whole program tries one at a time: memory (as
+ * much as cryptsetup takes unless it is told to take more), threads, and passes times KiB: 64 GiB of memory written,
+ * about a minute of a fast processor. */
 #define LIMIT_LUKS_ARGON2_KIB (1u << 20)
 #define LIMIT_LUKS_ARGON2_LANES 16u
 #define LIMIT_LUKS_ARGON2_COST (UINT64_C(1) << 26)

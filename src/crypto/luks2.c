@@ -261,6 +261,25 @@ static int open_slot(void *arg)
 
 /* ---- Unlocking ---- */
 
+/* Who waits for it gives up when the program ends. Volumes are opened on the main loop. */
+static CoMutex argon2_turn;
+
+/* The memory of Argon2 is for one at a time, however many volumes are opened at once. */
+static int run(SlotWork *work)
+{
+    const Luks2Slot *slot = work->slot;
+    int r;
+
+    if (slot->kdf == LUKS_KDF_PBKDF2)
+        return loop_work(open_slot, work);
+    r = co_mutex_lock(&argon2_turn);
+    if (r < 0)
+        return err_set_errno(work->err, r, "Keyslot %d was not tried", (int)(slot - work->luks->slots));
+    r = loop_work(open_slot, work);
+    co_mutex_unlock(&argon2_turn);
+    return r;
+}
+
 /* 1: the password is this slot's, and key the volume's. */
 static int try_slot(const Luks2 *luks, const LuksIo *io, const Luks2Slot *slot, const Secret *password,
     uint8_t *key, Error *err)
@@ -274,7 +293,7 @@ static int try_slot(const Luks2 *luks, const LuksIo *io, const Luks2Slot *slot, 
     r = io->read(io->opaque, slot->area_offset, material.data, material.bytes);
     if (r < 0)
         return err_set_errno(err, r, "Failed to read key material of keyslot %d", (int)(slot - luks->slots));
-    r = loop_work(open_slot, &work);
+    r = run(&work);
     return r < 0 ? r : work.opened;
 }
 
