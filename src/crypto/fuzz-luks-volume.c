@@ -106,7 +106,7 @@ static void build(Volume *volume, unsigned choice, const uint8_t *data, size_t s
 
 /* ---- Opening ---- */
 
-static void try_cipher(const CipherSpec *spec, uint32_t sector_bytes, uint64_t number)
+static void try_cipher(const CipherSpec *spec, uint32_t sector_bytes)
 {
     AUTO_ERROR Error err = ERROR_INIT;
     const uint8_t key[CIPHER_KEY_BYTES_MAX] = {0};
@@ -116,8 +116,8 @@ static void try_cipher(const CipherSpec *spec, uint32_t sector_bytes, uint64_t n
     assert(cipher_key_bytes(spec) <= sizeof(key));
     require(sector_cipher_new(spec, key, sector_bytes, &cipher, &err), &err);
     memset(plain, 0x5a, sizeof(plain));
-    sector_cipher_encrypt(cipher, number, data, plain, 2 * sector_bytes);
-    sector_cipher_decrypt(cipher, number, data, data, 2 * sector_bytes);
+    sector_cipher_encrypt(cipher, UINT64_MAX, data, plain, 2 * sector_bytes);
+    sector_cipher_decrypt(cipher, UINT64_MAX, data, data, 2 * sector_bytes);
     assert(memcmp(data, plain, 2 * sector_bytes) == 0);
     sector_cipher_free(cipher);
 }
@@ -143,7 +143,7 @@ static void open_second(const LuksIo *io, Luks2 *luks)
 
     qcrypto_block_info_luks_free(luks2_info(luks));
     assert(luks->detached || luks->payload >= 2 * LUKS2_COPY_BYTES_MIN);
-    try_cipher(&luks->spec, luks->sector_bytes, luks->iv_tweak);
+    try_cipher(&luks->spec, luks->sector_bytes);
     make_cheap(luks);
     if (luks2_unlock(luks, io, "s", &key, &err) == 0)
         secret_free(key, luks->key_bytes);
@@ -158,7 +158,7 @@ static void open_first(const LuksIo *io, bool detached)
     if (luks_read(io, detached, &luks, &err) < 0)
         return;
     qcrypto_block_info_luks_free(luks_info(&luks));
-    try_cipher(&luks.spec, LUKS_SECTOR_BYTES, 0);
+    try_cipher(&luks.spec, LUKS_SECTOR_BYTES);
     luks.header.digest_iterations = MIN(luks.header.digest_iterations, CHEAP_ITERATIONS);
     for (unsigned i = 0; i < LUKS_SLOTS; i++)
         luks.header.slots[i].iterations = MIN(luks.header.slots[i].iterations, CHEAP_ITERATIONS);

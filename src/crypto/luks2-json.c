@@ -398,6 +398,7 @@ static int decode_segment_size(const JsonValue *segment, Luks2 *luks, Error *err
 static int decode_segment(const JsonValue *segment, Luks2 *luks, Error *err)
 {
     const JsonValue *flags = json_get(segment, "flags");
+    uint64_t iv_tweak = 0;
     int r = expect_text(segment, "type", "crypt", err);
 
     if (r == 0 && json_get(segment, "integrity"))
@@ -410,9 +411,13 @@ static int decode_segment(const JsonValue *segment, Luks2 *luks, Error *err)
     if (r == 0)
         r = get_large(segment, "offset", &luks->payload, err);
     if (r == 0)
-        r = get_large(segment, "iv_tweak", &luks->iv_tweak, err);
+        r = get_large(segment, "iv_tweak", &iv_tweak, err);
     if (r < 0)
         return r;
+    /* The format adds it to the numbers of the sectors, cryptsetup does not unless it reencrypts: each would
+     * destroy what the other one writes. */
+    if (iv_tweak)
+        return err_set(err, -ENOTSUP, "iv_tweak %" PRIu64 " is not supported, only 0", iv_tweak);
     if (!is_power_of_2(luks->sector_bytes))
         return err_set(err, -EINVAL, "sector size %" PRIu32 " is not valid", luks->sector_bytes);
     if (!is_aligned(luks->payload, CIPHER_IV_SECTOR_BYTES) || luks->payload > LIMIT_NODE_BYTES)

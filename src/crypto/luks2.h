@@ -64,7 +64,6 @@ typedef struct Luks2 {
     uint32_t sector_bytes;
     uint64_t payload;       /* where the data begins */
     uint64_t payload_bytes; /* 0: up to the end of the file */
-    uint64_t iv_tweak;      /* added to the numbers of the sectors, which count in CIPHER_IV_SECTOR_BYTES */
     Luks2Digest digest;
     Luks2Slot slots[LUKS2_SLOTS];
 } Luks2;

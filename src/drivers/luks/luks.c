@@ -30,8 +30,7 @@ typedef struct LuksState {
     uint32_t sector_bytes;
     uint64_t payload;       /* offset in file */
     uint64_t payload_bytes; /* 0: what the file has */
-    uint64_t iv_tweak;
-    CoMutex amend_lock; /* main loop */
+    CoMutex amend_lock;     /* main loop */
     bool amending;
 } LuksState;
 
@@ -116,7 +115,6 @@ static int unlock_version_2(LuksState *s, const LuksIo *io, Error *err)
     s->sector_bytes = luks->sector_bytes;
     s->payload = luks->payload;
     s->payload_bytes = luks->payload_bytes;
-    s->iv_tweak = luks->iv_tweak;
     r = sector_cipher_new(&luks->spec, key, s->sector_bytes, &s->cipher, err);
     secret_free(key, luks->key_bytes);
     return r;
@@ -182,19 +180,13 @@ static int luks_open(Node *node, const BlockdevOptions *options, Error *err)
 
 /* ---- Requests ---- */
 
-/* Of the sector at an offset, for its initialisation vector. */
-static uint64_t iv_number(const LuksState *s, uint64_t offset)
-{
-    return s->iv_tweak + offset / CIPHER_IV_SECTOR_BYTES;
-}
-
 static int luks_read_data(Node *node, uint64_t offset, IoSlice dst)
 {
     const LuksState *s = node->state;
     int r = edge_read(node->file, s->payload + offset, dst);
 
     if (r == 0)
-        parallel_decrypt(s->cipher, iv_number(s, offset), dst);
+        parallel_decrypt(s->cipher, offset / CIPHER_IV_SECTOR_BYTES, dst);
     return r;
 }
 
@@ -202,7 +194,8 @@ static int luks_write_data(Node *node, uint64_t offset, IoSlice src, unsigned fl
 {
     const LuksState *s = node->state;
 
-    return encrypt_write(node->file, s->payload + offset, s->cipher, iv_number(s, offset), src, flags);
+    return encrypt_write(
+        node->file, s->payload + offset, s->cipher, offset / CIPHER_IV_SECTOR_BYTES, src, flags);
 }
 
 /* ---- Control ---- */
