@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Caches of qcow2 give their memory back when nobody has used them for an interval, and wake nobody when they are empty."""
 
-import pathlib
+import os
 import time
 
 import pytest
 
 from lib import images
+from lib.program import status
 from lib.tools import libnbd, need, run, wait_until
 
 MIB = 1 << 20
@@ -30,21 +31,10 @@ def options(path, interval):
     return {'driver': 'qcow2', 'file': file, 'cache-clean-interval': interval, 'l2-cache-entry-size': 65536}
 
 
-def resident(served):
-    for line in pathlib.Path(f'/proc/{served.process.pid}/status').read_text().splitlines():
-        if line.startswith('RssAnon:'):
-            return int(line.split()[1]) * 1024
-    raise AssertionError('no RssAnon')
-
-
 def switches(served):
     """How often the threads of the daemon have gone to sleep."""
-    total = 0
-    for task in pathlib.Path(f'/proc/{served.process.pid}/task').iterdir():
-        for line in (task / 'status').read_text().splitlines():
-            if line.startswith('voluntary_ctxt_switches:'):
-                total += int(line.split()[1])
-    return total
+    threads = os.listdir(f'/proc/{served.process.pid}/task')
+    return sum(int(status(thread)['voluntary_ctxt_switches']) for thread in threads)
 
 
 def fill(served):
@@ -56,7 +46,7 @@ def fill(served):
 
 
 def wait_empty(served, before):
-    wait_until(lambda: resident(served) < before + CACHED // 4, 'the memory of the caches does not come back')
+    wait_until(lambda: served.memory('RssAnon') < before + CACHED // 4, 'the memory of the caches does not come back')
 
 
 @pytest.mark.parametrize('start,then', [(None, None), ('t', None), (None, 't'), ('t', 'u')])
@@ -65,7 +55,7 @@ def test_idle_node_gives_its_memory_back(start, then, daemon, tmp):
     make(tmp / 'image')
     served = daemon('--object', 'iothread,id=t', '--object', 'iothread,id=u', nbd=True)
     add(served, tmp / 'image', 3)
-    before = resident(served)
+    before = served.memory('RssAnon')
     served.export('n', 'e', **({'iothread': start} if start else {}))
     fill(served)
     served.cmd('block-export-del', id='e', mode='hard')
@@ -80,12 +70,12 @@ def test_memory_is_kept_without_an_interval(daemon, tmp):
     make(tmp / 'image')
     served = daemon(nbd=True)
     add(served, tmp / 'image', 0)
-    before = resident(served)
+    before = served.memory('RssAnon')
     served.export('n', 'e')
     fill(served)
-    assert resident(served) > before + CACHED // 2
+    assert served.memory('RssAnon') > before + CACHED // 2
     time.sleep(2.5)
-    assert resident(served) > before + CACHED // 2
+    assert served.memory('RssAnon') > before + CACHED // 2
     served.cmd('blockdev-reopen', options=[{'node-name': 'n', **options(tmp / 'image', 1)}])
     fill(served)
     wait_empty(served, before)

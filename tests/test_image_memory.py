@@ -8,12 +8,6 @@ from lib.tools import need, run
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 
-def peak(served):
-    """Bytes."""
-    with open(f'/proc/{served.process.pid}/status', encoding='ascii') as status:
-        return next(int(line.split()[1]) * KIB for line in status if line.startswith('VmHWM'))
-
-
 @pytest.mark.parametrize(
     ('cluster', 'size', 'limit'),
     [(64 * KIB, 8 * TIB, 8 * MIB), (512, 128 * GIB, 64 * MIB), (2 * MIB, 64 * 1024 * TIB, 8 * MIB)],
@@ -23,9 +17,9 @@ def test_opening(cluster, size, limit, daemon, tmp):
     need('qemu-img')
     run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', f'cluster_size={cluster}', tmp / 'image', size)
     served = daemon()
-    before = peak(served)
+    before = served.memory('VmHWM')
     served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(tmp / 'image')})
-    assert peak(served) - before < limit
+    assert served.memory('VmHWM') - before < limit
 
 
 def test_a_chain_of_a_hundred(daemon, tmp):
@@ -35,11 +29,11 @@ def test_a_chain_of_a_hundred(daemon, tmp):
         layer = ('-u', '-f', 'qcow2', '-b', f'{i - 1}', '-F', 'qcow2')
         run('qemu-img', 'create', '-q', *layer, tmp / str(i), GIB)
     served = daemon()
-    before = peak(served)
+    before = served.memory('VmHWM')
     served.blockdev_add(
         driver='qcow2', node_name='q', read_only=True, file={'driver': 'file', 'filename': str(tmp / '99')}
     )
-    assert peak(served) - before < 12 * MIB
+    assert served.memory('VmHWM') - before < 12 * MIB
 
 
 def test_checking(daemon, tmp):
@@ -47,9 +41,9 @@ def test_checking(daemon, tmp):
     need('qemu-img')
     run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'preallocation=metadata', tmp / 'image', 256 * GIB)
     served = daemon()
-    before = peak(served)
+    before = served.memory('VmHWM')
     image = {'driver': 'qcow2', 'file': {'driver': 'file', 'filename': str(tmp / 'image')}}
     found = served.cmd('x-blockdev-check', image=image, fix='none')
     assert found['allocated-clusters'] == 256 * GIB // (64 * KIB) and found['check-errors'] == 0
     assert not found.get('leaks') and not found.get('corruptions')
-    assert peak(served) - before < 16 * MIB
+    assert served.memory('VmHWM') - before < 16 * MIB

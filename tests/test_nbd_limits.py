@@ -50,11 +50,6 @@ def still_serves(served):
     assert len(served.cmd('query-block-exports')) == 1
 
 
-def resident_kib(served):
-    with open(f'/proc/{served.process.pid}/status', encoding='ascii') as status:
-        return next(int(line.split()[1]) for line in status if line.startswith('VmRSS'))
-
-
 def test_silent_clients_are_dropped_at_the_handshake_deadline(daemon):
     served = daemon(*NODES[:2])
     served.cmd(
@@ -117,7 +112,7 @@ def test_option_flood(served):
         except Closed:
             pass
     still_serves(served)
-    assert resident_kib(served) < 200 * 1024
+    assert served.memory() < 200 << 20
 
 
 def test_option_flood_without_reading(served):
@@ -131,7 +126,7 @@ def test_option_flood_without_reading(served):
         except (OSError, Closed):
             pass
         still_serves(served)
-    assert resident_kib(served) < 200 * 1024
+    assert served.memory() < 200 << 20
 
 
 @pytest.mark.parametrize(
@@ -150,7 +145,7 @@ def test_oversized_options(option, length, served):
         except Closed:
             pass
     still_serves(served)
-    assert resident_kib(served) < 200 * 1024
+    assert served.memory() < 200 << 20
 
 
 @pytest.mark.parametrize(
@@ -223,7 +218,7 @@ def test_stalled_reader_holds_bounded_memory(served):
         except (OSError, Closed):
             pass
         still_serves(served)
-        assert resident_kib(served) < 2 * 1024 * 1024
+        assert served.memory() < 2 << 30
 
 
 def test_stalled_writer_does_not_hold_others(served):

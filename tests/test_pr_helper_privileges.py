@@ -10,7 +10,8 @@ import shutil
 
 import pytest
 
-from lib.prhelper import sanitized, status, wait_until
+from lib.prhelper import sanitized, wait_until
+from lib.program import status
 from lib.tools import run
 
 SYS_RAWIO, SYS_ADMIN, DAC_OVERRIDE = 1 << 17, 1 << 21, 1 << 1

@@ -11,7 +11,7 @@ import socket
 import sys
 
 from lib import prwire
-from lib.program import Program, StartError, cpu_seconds, wait_until  # noqa: F401
+from lib.program import Program, StartError, cpu_seconds, status, wait_until  # noqa: F401
 from lib.prwire import Connection
 
 COMPAT = pathlib.Path(__file__).resolve().parents[2] / 'build' / 'compat'
@@ -36,12 +36,6 @@ def sanitized(binary):
         return SANITIZER_MARK in pathlib.Path(binary).read_bytes()
     except OSError:
         return False
-
-
-def status(pid):
-    """/proc/PID/status as a dictionary of texts."""
-    text = pathlib.Path(f'/proc/{pid}/status').read_text()
-    return {key: value.strip() for key, value in (line.split(':', 1) for line in text.splitlines())}
 
 
 def look(pid, what):

@@ -29,6 +29,12 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
+def status(pid):
+    """/proc/PID/status as a dictionary of texts."""
+    text = pathlib.Path(f'/proc/{pid}/status').read_text()
+    return {key: value.strip() for key, value in (line.split(':', 1) for line in text.splitlines())}
+
+
 class StartError(Exception):
     """The program ended instead of becoming ready."""
 
@@ -94,6 +100,10 @@ class Program:
 
     def running(self):
         return self.process is not None and self.process.poll() is None
+
+    def memory(self, what='VmRSS'):
+        """Bytes that it has in memory now, or (VmHWM) had at most, or (RssAnon) without those of files."""
+        return int(status(self.process.pid)[what].split()[0]) * 1024
 
     def signal(self, number=SIGTERM):
         self.process.send_signal(number)
