@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from lib import daemon as daemon_module
-from lib import differential, images
+from lib import images
+from lib.differential import reference
 from lib.tools import libnbd, need, output, run
 
 SIZE = 16 << 20
@@ -314,12 +314,8 @@ def play(one, script):
 
 def test_the_reference_says_the_same(daemon, rng):
     need('qemu-io')
-    peer = differential.reference()
-    if peer is None or peer.major() < 10:
-        pytest.skip('missing package qemu-utils from bookworm-backports (qemu-storage-daemon 10)')
+    peer = reference()
+    peer.need_10()
     script = random_script(rng)
-    ours, theirs = (
-        play(daemon(binary=binary, environment=environment, nbd=True), script)
-        for binary, environment in ((daemon_module.BINARY, None), (peer.binary, peer.environment))
-    )
+    ours, theirs = (play(daemon(nbd=True, **options), script) for options in ({}, peer.options()))
     assert ours == theirs

@@ -199,11 +199,8 @@ def test_two_daemons(name, daemon, tmp, rng):
     """Each makes an image, and both change the contents and the keys of both images."""
     need('qemu-img')
     libnbd()
-    peer = reference()
-    if peer is None:
-        pytest.skip('missing package qemu-system-common (program qemu-storage-daemon)')
     ours = daemon(*SECRET, *OTHER, nbd=True)
-    theirs = daemon(*SECRET, *OTHER, nbd=True, binary=peer.binary, environment=peer.environment)
+    theirs = daemon(*SECRET, *OTHER, nbd=True, **reference().options())
     for maker, other in ((ours, theirs), (theirs, ours)):
         path = tmp / f'{maker.name}.qcow2'
         make(maker, path, OPTIONS[name][0])

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from lib import peers
+from lib.differential import reference
 from lib.tools import libnbd, need, run
 
 CLUSTER = 64 << 10
@@ -46,13 +46,6 @@ def fingerprint(path, before):
     return state
 
 
-def programs():
-    reference, modules = peers.storage_daemon()
-    if not reference:
-        pytest.skip('missing package qemu-system-common (the reference)')
-    return [{}, {'binary': reference, 'environment': {'QEMU_MODULE_DIR': modules}}]
-
-
 class Session:
     """The image in a program, exported."""
 
@@ -88,7 +81,7 @@ def outcome(daemon, tmp, shape, options, work):
     libnbd()
     need('qemu-img', 'qemu-io')
     results = []
-    for i, program in enumerate(programs()):
+    for i, program in enumerate(({}, reference().options())):
         path = tmp / f'image{i}'
         text = ['-o', SHAPES[shape]] if SHAPES[shape] else []
         run('qemu-img', 'create', '-q', '-f', 'qcow2', *text, path, SIZE)
@@ -200,7 +193,7 @@ def test_old_table_after_growth(passed, daemon, tmp):
     libnbd()
     need('qemu-img', 'qemu-io')
     holes = []
-    for i, program in enumerate(programs()):
+    for i, program in enumerate(({}, reference().options())):
         path = tmp / f'image{i}'
         run('qemu-img', 'create', '-q', '-f', 'qcow2', path, SIZE)
         run('qemu-io', '-f', 'qcow2', '-c', f'write -P 1 0 {SIZE}', path)

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from lib import peers
+from lib.differential import reference
 from lib.fusefile import cleaned, export_option, is_mounted, mounts, need_fuse, outcome, wait_unmounted
 from lib.qmp import QmpError
 from lib.tools import need, run, wait_until
@@ -151,9 +151,7 @@ def attempt(served, **options):
 
 
 def test_errors_are_the_reference_s(daemon, image, mountpoint, tmp):
-    reference, modules = peers.storage_daemon()
-    if not reference:
-        pytest.skip('missing package qemu-system-common (the reference)')
+    peer = reference()
     (tmp / 'folder').mkdir()
     (tmp / 'loop').symlink_to('loop')
     cases = [
@@ -165,7 +163,7 @@ def test_errors_are_the_reference_s(daemon, image, mountpoint, tmp):
     ours = daemon(*node(image))
     mine = [attempt(ours, **case) for case in cases]
     ours.stop()
-    theirs = daemon(*node(image), binary=reference, environment={'QEMU_MODULE_DIR': modules})
+    theirs = daemon(*node(image), **peer.options())
     assert mine == [attempt(theirs, **case) for case in cases]
 
 

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from lib import peers
+from lib.differential import reference
 from lib.fusefile import (
     FALLOC_COLLAPSE_RANGE,
     FALLOC_KEEP_SIZE,
@@ -215,11 +215,7 @@ def attempt(daemon, tmp, kind, case):
 def test_system_calls_do_what_they_do_with_the_reference(kind, daemon, tmp):
     need_fuse()
     need('qemu-img')
-    reference, modules = peers.storage_daemon()
-    if not reference:
-        pytest.skip('missing package qemu-system-common (the reference)')
-    ours = daemon()
-    theirs = daemon(binary=reference, environment={'QEMU_MODULE_DIR': modules})
+    ours, theirs = daemon(), daemon(**reference().options())
     different = {}
     for case in CASES:
         mine = attempt(ours, tmp, kind, case)

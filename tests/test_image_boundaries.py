@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 
-from lib import images, peers
+from lib import images
 from lib.daemon import Daemon
+from lib.differential import reference
 from lib.qmp import QmpClosed, QmpError
 from lib.tools import libnbd, need, run
 
@@ -246,19 +247,15 @@ def originals(tmp_path_factory):
 @pytest.fixture
 def sides(daemon, tmp):
     """Granary, and the reference."""
-    program, modules = peers.storage_daemon()
-    if not program:
-        pytest.skip('needs qemu-system-common (qemu-storage-daemon)')
+    peer = reference()
     secret = ('--object', 'secret,id=s,data=x')
-    directory = tmp / 'reference'
-    directory.mkdir()
     started = []
 
-    def reference():
-        started.append(Daemon(directory, program, {'QEMU_MODULE_DIR': modules} if modules else None))
+    def start_reference():
+        started.append(Daemon(tmp, **peer.options()))  # which may die of an assertion
         return started[-1].start(*secret, nbd=True)
 
-    yield Side(lambda: daemon(*secret, nbd=True)), Side(reference)
+    yield Side(lambda: daemon(*secret, nbd=True)), Side(start_reference)
     for one in started:
         one.kill()
 
@@ -305,7 +302,7 @@ def group_of(name):
 def test_numbers_at_their_edges(kind, group, originals, sides, tmp):
     original = (originals / kind).read_bytes()
     path, differences = tmp / kind, []
-    ours, reference = sides
+    ours, theirs = sides
     places = [place for place in find_places(original) if group_of(place[0]) == group]
     assert places
     for name, at, layout in places:
@@ -316,9 +313,9 @@ def test_numbers_at_their_edges(kind, group, originals, sides, tmp):
                 path.write_bytes(data)
                 mine = ours.open(path, read_only)
                 path.write_bytes(data)
-                theirs = reference.open(path, read_only)
-                if mine is None or not alike(mine, theirs):
-                    differences.append((name, hex(value), mine, theirs))
+                other = theirs.open(path, read_only)
+                if mine is None or not alike(mine, other):
+                    differences.append((name, hex(value), mine, other))
             path.write_bytes(data)
             if kind != 'crypt' and faults(path) and not finds_fault(ours, path):
                 differences.append((name, hex(value), 'the check finds nothing', None))

@@ -11,8 +11,8 @@ import random
 
 import pytest
 
-from lib import images, peers
-from lib.daemon import Daemon
+from lib import images
+from lib.differential import reference
 from lib.tools import libnbd, need, output, run
 from lib.workload import Workload, read_all
 
@@ -104,7 +104,7 @@ class Reference:
     """What the reference does with the image."""
 
     def __init__(self, drawn, daemon):
-        self.drawn = drawn
+        self.drawn, self.daemon = drawn, daemon
 
     def spec(self):
         """How its programs are told of the image."""
@@ -182,16 +182,11 @@ class Reference:
 
     def bitmaps(self):
         """What they show, by its daemon."""
-        program, modules = peers.storage_daemon()
-        directory = self.drawn.directory / 'reference'
-        directory.mkdir()
-        served = Daemon(directory, program, {'QEMU_MODULE_DIR': modules} if modules else None)
-        served.start(*self.drawn.secret, nbd=True)
-        try:
-            served.blockdev_add(node_name='q', read_only=True, **self.drawn.node)
-            return shown_bitmaps(served, self.drawn.bitmaps)
-        finally:
-            served.kill()
+        served = self.daemon(*self.drawn.secret, nbd=True, **reference().options())
+        served.blockdev_add(node_name='q', read_only=True, **self.drawn.node)
+        found = shown_bitmaps(served, self.drawn.bitmaps)
+        served.kill()
+        return found
 
 
 def shown_bitmaps(served, names):

@@ -8,9 +8,9 @@ import struct
 
 import pytest
 
-from lib import images, peers
+from lib import images
 from lib.crash import wait_unlocked
-from lib.daemon import Daemon
+from lib.differential import reference
 from lib.tools import libnbd, need, output, run
 
 SIZE = 64 << 20
@@ -68,24 +68,18 @@ def stored(path):
 
 
 @pytest.fixture
-def reference(tmp):
+def seen_by_reference(daemon):
     """sums() by the reference's daemon, and whether each bitmap is consistent."""
-    program, modules = peers.storage_daemon()
-    if not program:
-        pytest.skip('needs qemu-system-common (qemu-storage-daemon)')
-    directory = tmp / 'reference'
-    directory.mkdir()
+    peer = reference()
 
     def look(path):
-        environment = {'QEMU_MODULE_DIR': modules} if modules else None
-        one = Daemon(directory, str(program), environment).start()
-        try:
-            open_image(one, path, read_only=True)
-            found = bitmaps(one)
-            sound = {name for name, b in found.items() if not b.get('inconsistent')}
-            return sound, sums(one, sorted(sound))
-        finally:
-            one.kill()
+        one = daemon(**peer.options())
+        open_image(one, path, read_only=True)
+        found = bitmaps(one)
+        sound = {name for name, b in found.items() if not b.get('inconsistent')}
+        seen = sound, sums(one, sorted(sound))
+        one.kill()
+        return seen
 
     return look
 
@@ -103,8 +97,8 @@ def change(one, path, rng):
 
 
 @pytest.mark.sanitize
-def test_both_programs_see_the_same(daemon, image, reference, rng):
-    before = reference(image)[1]
+def test_both_programs_see_the_same(daemon, image, seen_by_reference, rng):
+    before = seen_by_reference(image)[1]
     one = start(daemon, image)
     assert sums(one) == before
     assert not bitmaps(one)['d']['recording'] and bitmaps(one)['a']['recording']
@@ -113,11 +107,11 @@ def test_both_programs_see_the_same(daemon, image, reference, rng):
     assert after['d'] == before['d'] and after['a'] != before['a']
     one.cmd('blockdev-del', node_name='n')
     assert stored(image) == {'a': {'auto'}, 'd': set()}
-    assert reference(image) == ({'a', 'd'}, after)
+    assert seen_by_reference(image) == ({'a', 'd'}, after)
     images.check(image)
     run('qemu-img', 'bitmap', '--remove', image, 'd')
     images.qemu_io(image, ['write 50M 64k'])
-    expected = reference(image)[1]
+    expected = seen_by_reference(image)[1]
     open_image(one, image)
     assert set(bitmaps(one)) == {'a'}
     assert sums(one, 'a') == expected
@@ -125,7 +119,7 @@ def test_both_programs_see_the_same(daemon, image, reference, rng):
     images.check(image)
 
 
-def test_commands(daemon, image, reference, rng):
+def test_commands(daemon, image, seen_by_reference, rng):
     one = start(daemon, image)
     one.cmd('block-dirty-bitmap-add', node='n', name='new', persistent=True, granularity=4096)
     one.cmd('block-dirty-bitmap-add', node='n', name='gone', persistent=True)
@@ -140,7 +134,7 @@ def test_commands(daemon, image, reference, rng):
     expected = sums(one, ['a', 'new'])
     one.cmd('blockdev-del', node_name='n')
     assert stored(image) == {'a': {'auto'}, 'new': set()}
-    assert reference(image) == ({'a', 'new'}, expected)
+    assert seen_by_reference(image) == ({'a', 'new'}, expected)
     images.check(image)
     open_image(one, image)
     for name in ('a', 'new'):
@@ -190,13 +184,13 @@ def covered(ranges, offset, length):
     return any(start <= offset and offset + length <= end for start, end in ranges)
 
 
-def test_killed(daemon, image, reference, rng, tmp):
+def test_killed(daemon, image, seen_by_reference, rng, tmp):
     """Twice in a row; the reference sees bitmaps in use, and its repair does no harm."""
     need('nbdinfo')
-    written, before = [], reference(image)[1]
+    written, before = [], seen_by_reference(image)[1]
     for _ in range(2):
         written += kill_under_load(start(daemon, image), rng)
-        assert reference(image) == (set(), {}), 'nobody else trusts them'
+        assert seen_by_reference(image) == (set(), {}), 'nobody else trusts them'
         assert all('in-use' in flags for flags in stored(image).values())
         shutil.copy(image, tmp / 'copy.qcow2')
         images.check(image, leaks_allowed=True)
@@ -211,7 +205,7 @@ def test_killed(daemon, image, reference, rng, tmp):
     one = start(daemon, image)
     after = sums(one)
     one.quit()
-    assert reference(image) == ({'a', 'd'}, after)
+    assert seen_by_reference(image) == ({'a', 'd'}, after)
     images.check(image, leaks_allowed=True)  # of the killed daemons, but no journal
     run('qemu-img', 'check', '-q', '-r', 'leaks', image)
     images.check(image)

@@ -8,7 +8,8 @@ import struct
 
 import pytest
 
-from lib import images, peers
+from lib import images
+from lib.differential import reference
 from lib.qmp import QmpError
 from lib.tools import need, run
 
@@ -54,13 +55,6 @@ def full(left):
     return entries + [entry(b'k' * (texts // 2), b'x' * (texts - texts // 2))]
 
 
-def programs(daemon):
-    reference, modules = peers.storage_daemon()
-    if not reference:
-        pytest.skip('missing package qemu-system-common (the reference)')
-    return [daemon(), daemon(binary=reference, environment={'QEMU_MODULE_DIR': modules})]
-
-
 def answer(function, *args, **options):
     try:
         function(*args, **options)
@@ -89,7 +83,7 @@ def take(served, name):
 
 def each(daemon, path):
     """(program, its own copy of the image)"""
-    for i, served in enumerate(programs(daemon)):
+    for i, served in enumerate((daemon(), daemon(**reference().options()))):
         yield served, pathlib.Path(shutil.copy(path, f'{path}.{i}'))
 
 

@@ -6,6 +6,7 @@ addressed by relative paths, so that answers can be compared as they are; what m
 process ids, generated node names) is replaced by a fixed word.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,8 @@ import struct
 import subprocess
 import time
 from dataclasses import dataclass, field
+
+import pytest
 
 from lib import daemon as daemon_module
 from lib import nbdwire, peers
@@ -75,6 +78,11 @@ class Peer:
         self.binary = str(binary)
         self.environment = environment or {}
 
+    def options(self):
+        """For the fixture `daemon`, or Daemon()."""
+        return {'binary': self.binary, 'environment': self.environment}
+
+    @functools.cached_property
     def major(self):
         env = dict(os.environ, **self.environment)
         text = subprocess.run(
@@ -82,12 +90,17 @@ class Peer:
         ).stdout.decode()
         return int(re.search(r'version (\d+)', text).group(1))
 
+    def need_10(self):
+        """Skips the test, naming the package, where an older version answers differently."""
+        if self.major < 10:
+            pytest.skip('missing package qemu-utils from bookworm-backports (the reference 10 answers this)')
+
 
 def reference():
-    """The reference daemon; None without one."""
+    """The reference daemon, or a skip that names its package."""
     path, modules = peers.storage_daemon()
     if not path:
-        return None
+        pytest.skip('missing package qemu-system-common (program qemu-storage-daemon)')
     return Peer(path, {'QEMU_MODULE_DIR': modules} if modules else {})
 
 
