@@ -9,10 +9,22 @@ import pytest
 
 from lib import images
 from lib.differential import reference
-from lib.encrypted import KIB, MIB, OTHER, SECRET, SIZE, connect, image_opts, open_image, read_with_reference
+from lib.encrypted import (
+    MIB,
+    OTHER,
+    SECRET,
+    SIZE,
+    amend,
+    check,
+    make_with_reference,
+    open_image,
+    read_with_reference,
+    stop_and_compare,
+    use,
+    write_with_reference,
+)
 from lib.qmp import QmpError
-from lib.tools import libnbd, need, output, run
-from lib.workload import read_all, scatter
+from lib.tools import libnbd, need, output
 
 # Ours, and what qemu-img calls the same.
 OPTIONS = {
@@ -55,22 +67,18 @@ OPTIONS = {
 CIPHER = ('cipher-alg', 'cipher-mode', 'ivgen-alg', 'ivgen-hash-alg', 'hash-alg')
 
 
-def create(served, node, options, size=SIZE):
-    """By one job, in the node; what is about the cipher is part of `encrypt`."""
+def make(served, path, options):
+    """By one job, in a file; what is about the cipher is part of `encrypt`."""
     encrypt = {'format': 'luks', 'key-secret': 's', 'iter-time': 10}
     encrypt.update({name: value for name, value in options.items() if name in CIPHER})
     rest = {name: value for name, value in options.items() if name not in CIPHER}
+    path.touch()
+    served.blockdev_add(driver='file', node_name='new', filename=str(path))
     served.qmp.run_job(
         'create',
         'blockdev-create',
-        options={'driver': 'qcow2', 'file': node, 'size': size, 'encrypt': encrypt, **rest},
+        options={'driver': 'qcow2', 'file': 'new', 'size': SIZE, 'encrypt': encrypt, **rest},
     )
-
-
-def make(served, path, options, size=SIZE):
-    path.touch()
-    served.blockdev_add(driver='file', node_name='new', filename=str(path))
-    create(served, 'new', options, size)
     served.cmd('blockdev-del', node_name='new')
 
 
@@ -85,10 +93,6 @@ def described(path):
     return {name: value for name, value in info.items() if name not in ('actual-size', 'filename', 'children')}
 
 
-def check(path):
-    run('qemu-img', 'check', *SECRET, image_opts(path))
-
-
 @pytest.mark.sanitize
 @pytest.mark.parametrize('name', OPTIONS)
 def test_created(name, daemon, tmp, rng):
@@ -99,30 +103,14 @@ def test_created(name, daemon, tmp, rng):
     served = daemon(*SECRET, nbd=True)
     make(served, path, ours)
     check(path)
-    text = ','.join(
-        f'{k}={v}'
-        for k, v in {
-            'encrypt.format': 'luks',
-            'encrypt.key-secret': 's',
-            'encrypt.iter-time': 20,
-            **theirs,
-        }.items()
-    )
-    images.create_encrypted('-f', 'qcow2', *SECRET, '-o', text, tmp / 'twin.qcow2', SIZE)
+    make_with_reference(tmp / 'twin.qcow2', theirs)
     assert described(path) == described(tmp / 'twin.qcow2')
-    assert read_with_reference(path, tmp) == bytes(SIZE)
-    run('qemu-io', *SECRET, '-c', 'write -P 0x5a 3k 200k', image_opts(path))
     shadow = bytearray(SIZE)
-    shadow[3 * KIB : 203 * KIB] = b'\x5a' * (200 * KIB)
+    assert read_with_reference(path) == shadow
+    write_with_reference(path, shadow)
     open_image(served, path)
-    handle = connect(served, writable=True)
-    assert read_all(handle) == shadow
-    scatter(handle, rng, shadow)
-    assert read_all(handle) == shadow
-    handle.shutdown()
-    served.stop()
-    check(path)
-    assert read_with_reference(path, tmp) == shadow
+    shadow = use(served, rng, shadow)
+    stop_and_compare(served, path, shadow)
 
 
 @pytest.mark.parametrize('mode', ['falloc', 'full'])
@@ -142,15 +130,10 @@ def test_backing(extended, daemon, tmp, rng):
     served = daemon(*SECRET, nbd=True)
     options = {'extended-l2': True, 'preallocation': 'metadata'} if extended else {}
     make(served, tmp / 'e.qcow2', {'backing-file': str(tmp / 'base.img'), 'backing-fmt': 'raw', **options})
-    assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+    assert read_with_reference(tmp / 'e.qcow2') == shadow
     open_image(served, tmp / 'e.qcow2')
-    handle = connect(served, writable=True)
-    assert read_all(handle) == shadow
-    scatter(handle, rng, shadow)
-    handle.shutdown()
-    served.stop()
-    check(tmp / 'e.qcow2')
-    assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+    shadow = use(served, rng, shadow)
+    stop_and_compare(served, tmp / 'e.qcow2', shadow)
 
 
 @pytest.mark.parametrize('raw', [False, True], ids=['', 'raw'])
@@ -164,34 +147,23 @@ def test_data_file(raw, extended, daemon, tmp, rng):
     served.blockdev_add(driver='file', node_name='d', filename=str(tmp / 'd.img'))
     make(served, tmp / 'e.qcow2', {'data-file': 'd', 'data-file-raw': raw, 'extended-l2': extended})
     served.cmd('blockdev-del', node_name='d')
-    assert read_with_reference(tmp / 'e.qcow2', tmp) == bytes(SIZE)
-    open_image(served, tmp / 'e.qcow2')
-    handle = connect(served, writable=True)
     shadow = bytearray(SIZE)
-    assert read_all(handle) == shadow
-    scatter(handle, rng, shadow)
-    handle.shutdown()
-    served.stop()
-    check(tmp / 'e.qcow2')
-    assert read_with_reference(tmp / 'e.qcow2', tmp) == shadow
+    assert read_with_reference(tmp / 'e.qcow2') == shadow
+    open_image(served, tmp / 'e.qcow2')
+    shadow = use(served, rng, shadow)
+    stop_and_compare(served, tmp / 'e.qcow2', shadow)
 
 
-def use(served, path, secret, rng, shadow, add_key=False):
+def turn(served, path, secret, rng, shadow, add_key=False):
     """Finds the contents (whatever they are, with None) and changes them; perhaps the other secret becomes a key."""
     open_image(served, path, secret=secret)
     if add_key:
-        keys = {'format': 'luks', 'state': 'active', 'new-secret': 't', 'iter-time': 10}
-        options = {'driver': 'qcow2', 'encrypt': keys}
-        served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=options)
-    handle = connect(served, writable=True)
-    found = bytearray(read_all(handle))
-    assert shadow is None or found == shadow
-    scatter(handle, rng, found)
-    handle.shutdown()
+        amend(served, state='active', new_secret='t', iter_time=10)
+    shadow = use(served, rng, shadow)
     served.cmd('block-export-del', id='exp-q', mode='hard')
     served.qmp.wait_event('BLOCK_EXPORT_DELETED')
     served.cmd('blockdev-del', node_name='q')
-    return found
+    return shadow
 
 
 @pytest.mark.parametrize('name', ['plain', 'extended', 'metadata-512'])
@@ -205,9 +177,9 @@ def test_two_daemons(name, daemon, tmp, rng):
         path = tmp / f'{maker.name}.qcow2'
         make(maker, path, OPTIONS[name][0])
         # What the reference has allocated in advance is not zero.
-        shadow = use(other, path, 's', rng, bytes(SIZE) if maker is ours else None, add_key=True)
-        shadow = use(maker, path, 't', rng, shadow)
-        use(other, path, 's', rng, shadow)
+        shadow = turn(other, path, 's', rng, bytes(SIZE) if maker is ours else None, add_key=True)
+        shadow = turn(maker, path, 't', rng, shadow)
+        turn(other, path, 's', rng, shadow)
         check(path)
 
 

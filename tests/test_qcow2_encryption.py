@@ -14,11 +14,15 @@ from lib.encrypted import (
     OTHER,
     SECRET,
     SIZE,
+    amend,
     connect,
     image_opts,
-    make,
+    make_with_reference,
     open_image,
     read_with_reference,
+    stop_and_compare,
+    use,
+    write_with_reference,
 )
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
@@ -44,10 +48,9 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
     libnbd()
     path = tmp / 'e.qcow2'
     content = images.fill_raw(tmp / 'base.img', rng, SIZE) if backed else bytes(SIZE)
-    make(path, options, backing=tmp / 'base.img' if backed else None)
+    make_with_reference(path, options, backing=tmp / 'base.img' if backed else None)
     shadow = bytearray(content)
-    run('qemu-io', *SECRET, '-c', 'write -P 0x5a 3k 200k', image_opts(path))
-    shadow[3 * KIB : 203 * KIB] = b'\x5a' * (200 * KIB)
+    write_with_reference(path, shadow)
     served = daemon(*SECRET, nbd=True)
     open_image(served, path)
     (node,) = [n for n in served.cmd('query-named-block-nodes', flat=True) if n['node-name'] == 'q']
@@ -55,25 +58,13 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
     ours = node['image']['format-specific']['data']['encrypt']
     ours.pop('detached-header')  # not said by the reference of Debian 12
     assert node['encrypted'] and node['image']['encrypted'] and ours == theirs
-    handle = connect(served, writable=True)
-    assert read_all(handle) == shadow
-    scatter(handle, rng, shadow)
-    assert read_all(handle) == shadow
-    handle.shutdown()
-    served.stop()
-    run('qemu-img', 'check', *SECRET, image_opts(path))
-    assert read_with_reference(path, tmp) == shadow
+    shadow = use(served, rng, shadow)
+    stop_and_compare(served, path, shadow)
     for at in range(0, SIZE, 64 * KIB):  # nothing in the file is plain
         piece = bytes(shadow[at : at + 64 * KIB])
         if any(piece) and piece != content[at : at + 64 * KIB]:
             assert piece not in path.read_bytes()
             break
-
-
-def amend(served, force=False, **options):
-    encrypt = {'format': 'luks', **{name.replace('_', '-'): value for name, value in options.items()}}
-    given = {'driver': 'qcow2', 'encrypt': encrypt}
-    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=given, force=force)
 
 
 def slots(served):
@@ -94,7 +85,7 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
     """While the image is in use, on a loop of its own; what is in it stays."""
     need('qemu-img', 'qemu-io')
     path = tmp / 'e.qcow2'
-    make(path, {})
+    make_with_reference(path, {})
     served = daemon(*SECRET, *OTHER, '--object', 'iothread,id=io', nbd=True)
     open_image(served, path)
     handle = connect(served, writable=True, iothread='io')
@@ -115,15 +106,13 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
     scatter(handle, rng, shadow)
     assert read_all(handle) == shadow
     handle.shutdown()
-    served.stop()
-    run('qemu-img', 'check', *SECRET, image_opts(path))
-    assert read_with_reference(path, tmp) == shadow
+    stop_and_compare(served, path, shadow)
 
 
 def test_keys_of_images_that_cannot_be_written(daemon, tmp):
     need('qemu-img')
     path = tmp / 'e.qcow2'
-    make(path, {})
+    make_with_reference(path, {})
     served = daemon(*SECRET, *OTHER)
     open_image(served, path, read_only=True)
     before = path.read_bytes()
@@ -136,7 +125,7 @@ def test_keys_are_not_written_over_tables(daemon, tmp):
     """A damaged image whose header is said to go on over the L1 table."""
     need('qemu-img')
     path = tmp / 'e.qcow2'
-    make(path, {})
+    make_with_reference(path, {})
     data = bytearray(path.read_bytes())
     at = data.index(bytes.fromhex('0537be77')) + 8
     header, l1 = int.from_bytes(data[at : at + 8], 'big'), int.from_bytes(data[40:48], 'big')
@@ -159,7 +148,7 @@ def test_keys_are_not_written_over_tables(daemon, tmp):
 def test_discards_in_a_raw_data_file(daemon, tmp):
     """A hole in the file would be read as what zeroes decrypt to."""
     path = tmp / 'e.qcow2'
-    make(path, {'cluster_size': 4096, 'data_file': tmp / 'e.data', 'data_file_raw': 'on'})
+    make_with_reference(path, {'cluster_size': 4096, 'data_file': tmp / 'e.data', 'data_file_raw': 'on'})
     served = daemon(*SECRET, nbd=True)
     open_image(served, path, discard='unmap')
     handle = connect(served, writable=True)
@@ -172,21 +161,22 @@ def test_discards_in_a_raw_data_file(daemon, tmp):
     assert handle.pread(64 * KIB, 0) == wanted
     handle.shutdown()
     served.stop()
-    assert read_with_reference(path, tmp)[: 64 * KIB] == wanted
+    assert read_with_reference(path)[: 64 * KIB] == wanted
 
 
 def test_old_aes_is_read_only(daemon, tmp, rng):
     need('qemu-img', 'qemu-io')
     path = tmp / 'a.qcow2'
-    make(path, {}, form='aes')
-    run('qemu-io', *SECRET, '-c', 'write -P 0x5a 3k 200k', image_opts(path, 'aes'))
+    make_with_reference(path, {}, form='aes')
+    shadow = bytearray(SIZE)
+    write_with_reference(path, shadow, 'aes')
     served = daemon(*SECRET, nbd=True)
     with pytest.raises(QmpError, match='can only be read: open it with read-only=on'):
         open_image(served, path, 'aes')
     open_image(served, path, 'aes', read_only=True)
     assert "node 'q': the old AES encryption of qcow2 does not protect what is in the image" in served.stderr()
     handle = connect(served)
-    assert read_all(handle) == bytes(3 * KIB) + b'\x5a' * (200 * KIB) + bytes(SIZE - 203 * KIB)
+    assert read_all(handle) == shadow
     handle.shutdown()
     before = path.read_bytes()
     file = next(n['node-name'] for n in served.cmd('query-named-block-nodes', flat=True) if n['drv'] == 'file')
@@ -199,7 +189,7 @@ def test_old_aes_is_read_only(daemon, tmp, rng):
 def test_refused(daemon, tmp):
     """With the words of the reference."""
     need('qemu-img')
-    make(tmp / 'e.qcow2', {})
+    make_with_reference(tmp / 'e.qcow2', {})
     run('qemu-img', 'create', '-q', '-f', 'qcow2', tmp / 'p.qcow2', '1M')
     served = daemon(*SECRET, '--object', 'secret,id=t,data=y')
     for message, name, options in (
@@ -218,7 +208,7 @@ def test_refused(daemon, tmp):
 def test_damaged_pointer_to_the_header(at, value, daemon, tmp):
     """Offset and length of the LUKS header in the image are not believed."""
     need('qemu-img')
-    make(tmp / 'e.qcow2', {})
+    make_with_reference(tmp / 'e.qcow2', {})
     data = bytearray((tmp / 'e.qcow2').read_bytes())
     start = data.index(bytes.fromhex('0537be77')) - 8
     data[start + at : start + at + 8] = value

@@ -3,7 +3,7 @@
 
 import pytest
 
-from lib.encrypted import SECRET, SIZE, connect, make, open_image
+from lib.encrypted import SECRET, SIZE, amend, connect, make_with_reference, open_image
 from lib.luks import volume_key
 from lib.tools import need
 from lib.workload import read_all, scatter
@@ -43,7 +43,7 @@ def key_of(path, tmp):
 def test_nothing_is_left(daemon, tmp, rng):
     need('qemu-img', 'cryptsetup')
     (tmp / 'password').write_text(PASSWORD)
-    make(tmp / 'e.qcow2', {})
+    make_with_reference(tmp / 'e.qcow2', {})
     key = key_of(tmp / 'e.qcow2', tmp)
     assert len(key) == 64
     other = ('--object', f'secret,id=t,file={tmp}/password')
@@ -51,9 +51,7 @@ def test_nothing_is_left(daemon, tmp, rng):
     pieces = {'password': PASSWORD.encode(), 'data key': key[:32], 'tweak key': key[32:]}
     open_image(served, tmp / 'e.qcow2')
     assert 'password' in memory_has(served, pieces)  # it is looked for in the right places
-    options = {'format': 'luks', 'state': 'active', 'new-secret': 't', 'iter-time': 10}
-    amend = {'driver': 'qcow2', 'encrypt': options}
-    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=amend)
+    amend(served, state='active', new_secret='t', iter_time=10)
     served.cmd('blockdev-del', node_name='q')
     open_image(served, tmp / 'e.qcow2', secret='t')
     handle = connect(served, writable=True, iothread='io')

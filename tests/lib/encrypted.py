@@ -5,6 +5,7 @@ import json
 
 from lib import images
 from lib.tools import libnbd, run
+from lib.workload import read_all, scatter
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 4 * MIB
@@ -12,7 +13,7 @@ SECRET = ('--object', 'secret,id=s,data=x')
 OTHER = ('--object', 'secret,id=t,data=other')
 
 
-def make(path, options, form='luks', backing=None):
+def make_with_reference(path, options, form='luks', backing=None):
     given = {'encrypt.format': form, 'encrypt.key-secret': 's', **options}
     if form == 'luks':
         given['encrypt.iter-time'] = 20
@@ -28,9 +29,19 @@ def image_opts(path, form='luks'):
     )
 
 
-def read_with_reference(path, tmp, form='luks'):
-    run('qemu-img', 'convert', *SECRET, '-O', 'raw', image_opts(path, form), tmp / 'plain.raw')
-    return (tmp / 'plain.raw').read_bytes()
+def read_with_reference(path, form='luks'):
+    plain = path.with_suffix('.plain')
+    run('qemu-img', 'convert', *SECRET, '-O', 'raw', image_opts(path, form), plain)
+    return plain.read_bytes()
+
+
+def write_with_reference(path, shadow, form='luks'):
+    run('qemu-io', *SECRET, '-c', 'write -P 0x5a 3k 200k', image_opts(path, form))
+    shadow[3 * KIB : 203 * KIB] = b'\x5a' * (200 * KIB)
+
+
+def check(path):
+    run('qemu-img', 'check', *SECRET, image_opts(path))
 
 
 def open_image(served, path, form='luks', secret='s', **more):
@@ -48,3 +59,28 @@ def connect(served, **options):
     handle = libnbd().NBD()
     handle.connect_uri(served.uri('q'))
     return handle
+
+
+def amend(served, force=False, **options):
+    """Changes the keys."""
+    encrypt = {'format': 'luks', **{name.replace('_', '-'): value for name, value in options.items()}}
+    given = {'driver': 'qcow2', 'encrypt': encrypt}
+    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=given, force=force)
+
+
+def use(served, rng, shadow):
+    """Finds the contents (whatever they are, with None) in the node, and changes them."""
+    handle = connect(served, writable=True)
+    found = bytearray(read_all(handle))
+    assert shadow is None or found == shadow
+    scatter(handle, rng, found)
+    assert read_all(handle) == found
+    handle.shutdown()
+    return found
+
+
+def stop_and_compare(served, path, shadow):
+    """The reference finds the image sound, and the contents in it."""
+    served.stop()
+    check(path)
+    assert read_with_reference(path) == shadow
