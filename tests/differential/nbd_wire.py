@@ -3,7 +3,7 @@
 
 import struct
 
-from lib.differential import Nbd
+from lib.differential import Nbd, q
 from lib.nbdwire import (
     CMD_CACHE,
     CMD_DISC,
@@ -20,7 +20,6 @@ from lib.nbdwire import (
     FLAG_PAYLOAD,
     FLAG_REQ_ONE,
     OPT_ABORT,
-    OPT_EXPORT_NAME,
     OPT_EXTENDED,
     OPT_GO,
     OPT_INFO,
@@ -140,10 +139,8 @@ SPLIT = [
 ]
 
 
-
 def qmp(execute, **arguments):
-    arguments = {key.replace('_', '-'): value for key, value in arguments.items()}
-    return ('qmp', {'execute': execute, 'arguments': arguments})
+    return ('qmp', q(execute, **arguments))
 
 
 def bitmap(verb, name, node='null', **options):

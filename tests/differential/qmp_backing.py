@@ -3,9 +3,9 @@
 
 from json import dumps
 
-from lib.differential import Allowed, Qmps
+from lib.differential import Allowed, Qmps, q
 
-from .qmp_block import NODES, add, file, q
+from .qmp_block import NODES, add, file
 
 
 def change(device, image, name):

@@ -1,14 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dirty bitmaps and transactions: names, limits, what is busy, order and undoing of actions, what exports find."""
 
-from lib.differential import Qmps
+from lib.differential import Qmps, q
 
 K = 1024
 NODES = {'execute': 'query-named-block-nodes', 'arguments': {'flat': True}}
-
-
-def q(execute, **arguments):
-    return {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
 
 
 def node(name, size=1024 * K, **options):

@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block nodes: adding, naming, references, permissions, queries, deleting; creating images; statistics."""
 
-from lib.differential import Qmps
-
-
-def q(execute, **arguments):
-    return {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
+from lib.differential import Qmps, q
 
 
 def add(driver, name=None, **options):

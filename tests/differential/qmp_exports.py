@@ -1,11 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exports and the NBD server's commands."""
 
-from lib.differential import Qmps
-
-
-def q(execute, **arguments):
-    return {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
+from lib.differential import Qmps, q
 
 
 def export(ident, node, kind='nbd', **options):

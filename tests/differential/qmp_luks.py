@@ -2,9 +2,10 @@
 """LUKS volumes: creation and what is refused, opening, sizes, detached headers. Of changes of the keys only what is refused
 before the header is read: then the reference 10.0.2 ends with a failed assertion."""
 
-from differential.qmp_block import FLAT, NODES, add, amended, created, delete, file, q
+from differential.qmp_block import FLAT, NODES, add, amended, created, delete, file
 from differential.qmp_reopen import node, reopen
-from lib.differential import Allowed, Qmps
+from lib.differential import Allowed, Qmps, q
+from lib.qmp import dashed
 
 MIB = 1 << 20
 SECRETS = ['--object', 'secret,id=s,data=one', '--object', 'secret,id=t,data=two']
@@ -12,25 +13,21 @@ FILE = add('file', 'f', filename='empty.img')
 OPEN = add('luks', 'n', file='f', **{'key-secret': 's'})
 
 
-def dashes(options):
-    return {name.replace('_', '-'): value for name, value in options.items()}
-
-
 def new(**options):
     """An attempt to make a volume in f."""
-    named = {'driver': 'luks', 'file': 'f', 'size': MIB, 'key-secret': 's', 'iter-time': 10, **dashes(options)}
+    named = {'driver': 'luks', 'file': 'f', 'size': MIB, 'key-secret': 's', 'iter-time': 10, **dashed(options)}
     return created('j', **{name: value for name, value in named.items() if value is not None})
 
 
 def not_made(**options):
     """What is refused before there is a job."""
-    named = {'driver': 'luks', 'file': 'f', 'size': MIB, 'key-secret': 's', 'iter-time': 10, **dashes(options)}
+    named = {'driver': 'luks', 'file': 'f', 'size': MIB, 'key-secret': 's', 'iter-time': 10, **dashed(options)}
     return q('blockdev-create', job_id='j', options={k: v for k, v in named.items() if v is not None})
 
 
 def keys(**options):
     """An attempt to change the keys of the node n."""
-    return amended('n', driver='luks', **dashes(options))
+    return amended('n', driver='luks', **dashed(options))
 
 
 def ciphers(*sets):

@@ -1,21 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Objects, the object model's commands, character devices."""
 
-from lib.differential import Qmps
-
-
-def q(execute, **arguments):
-    return {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
+from lib.differential import Qmps, q
+from lib.qmp import dashed
 
 
 def chardev(ident, kind, **data):
-    return {
-        'execute': 'chardev-add',
-        'arguments': {
-            'id': ident,
-            'backend': {'type': kind, 'data': {k.replace('_', '-'): v for k, v in data.items()}},
-        },
-    }
+    return q('chardev-add', id=ident, backend={'type': kind, 'data': dashed(data)})
 
 
 def unix(path):

@@ -4,8 +4,9 @@
 import re
 
 from differential.allowed import line
-from differential.qmp_block import NODES, add, amended, created, delete, file, q
-from lib.differential import Allowed, Qmps
+from differential.qmp_block import NODES, add, amended, created, delete, file
+from lib.differential import Allowed, Qmps, q
+from lib.qmp import dashed
 
 MIB = 1 << 20
 LUKS = {'format': 'luks', 'key-secret': 's', 'iter-time': 10}
@@ -27,19 +28,14 @@ def attempts(*sets, **options):
 
 
 def luks(**options):
-    return {**LUKS, **{name.replace('_', '-'): value for name, value in options.items()}}
+    return {**LUKS, **dashed(options)}
 
 
-def keys(**options):
+def keys(force=False, **options):
     """An attempt to change the keys of the node n."""
-    options = {name.replace('_', '-'): value for name, value in options.items()}
-    return amended('n', driver='qcow2', encrypt={'format': 'luks', **options})
-
-
-def forced(**options):
-    options = {name.replace('_', '-'): value for name, value in options.items()}
-    command, *rest = amended('n', driver='qcow2', encrypt={'format': 'luks', **options})
-    command['arguments']['force'] = True
+    command, *rest = amended('n', driver='qcow2', encrypt={'format': 'luks', **dashed(options)})
+    if force:
+        command['arguments']['force'] = True
     return [command, *rest]
 
 
@@ -207,11 +203,11 @@ CASES = [
             FILE,
             *new(LUKS),
             add('qcow2', 'n', file='f', encrypt=OPEN),
-            *forced(state='active', new_secret='t', keyslot=0, iter_time=10),
+            *keys(force=True, state='active', new_secret='t', keyslot=0, iter_time=10),
             delete('n'),
             add('qcow2', 'n', file='f', encrypt=OPEN),
             add('qcow2', 'n', file='f', encrypt={**OPEN, 'key-secret': 't'}),
-            *forced(state='inactive', keyslot=0),
+            *keys(force=True, state='inactive', keyslot=0),
             NODES,
             *keys(state='active', new_secret='t', iter_time=10),
             delete('n'),

@@ -2,9 +2,9 @@
 """Options of qcow2 nodes about caches and discards: what is taken and what is refused, and sizes of images with
 snapshots."""
 
-from differential.qmp_block import add, delete, file, q
+from differential.qmp_block import add, delete, file
 from differential.qmp_snapshots import take
-from lib.differential import Qmps
+from lib.differential import Qmps, q
 
 MIB = 1 << 20
 
@@ -13,7 +13,6 @@ def caches(*sets, path='empty.qcow2'):
     """Each set of options opens the image, or is refused."""
     lines = []
     for options in sets:
-        options = {key.replace('_', '-'): value for key, value in options.items()}
         lines += [add('qcow2', 'n', file=file(path), **options), delete('n')]
     return lines
 

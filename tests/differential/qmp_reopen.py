@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """blockdev-reopen: what may change, what stays, what one failing element means for the others."""
 
-from lib.differential import Allowed, Qmps
+from lib.differential import Allowed, Qmps, q
+from lib.qmp import dashed
 
 from .allowed import line, without
-from .qmp_block import FLAT, GRAPH, NODES, add, delete, file, q
+from .qmp_block import FLAT, GRAPH, NODES, add, delete, file
 
 
 def reopen(*options):
@@ -13,7 +14,7 @@ def reopen(*options):
 
 def node(driver, name, **options):
     """Options of an element; those of a file child that is a node of its own."""
-    return {'driver': driver, 'node-name': name, **{k.replace('_', '-'): v for k, v in options.items()}}
+    return {'driver': driver, 'node-name': name, **dashed(options)}
 
 
 def qcow2(**options):

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reservation managers, as far as they go without a helper; with one: tests/test_pr_manager.py."""
 
-from lib.differential import Allowed, Cli, Qmps
+from lib.differential import Allowed, Cli, Qmps, q
 
 from .allowed import expected
-
-
-def q(execute, **arguments):
-    return {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
 
 
 def manager(ident, **properties):

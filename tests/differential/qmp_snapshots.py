@@ -2,8 +2,8 @@
 """Internal snapshots: making and deleting them, what is refused, what queries show of them."""
 
 from differential.allowed import line
-from differential.qmp_block import add, created, delete, file, q
-from lib.differential import Allowed, Qmps
+from differential.qmp_block import add, created, delete, file
+from lib.differential import Allowed, Qmps, q
 
 MIB = 1 << 20
 

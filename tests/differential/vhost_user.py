@@ -2,11 +2,7 @@
 """The export kind vhost-user-blk: its options and its life. What clients see is in test_vhost_user_*.py."""
 
 from differential.command_lines import EXPORTS, NULL, options
-from lib.differential import Qmps
-
-
-def q(execute, **arguments):
-    return {'execute': execute, 'arguments': {k.replace('_', '-'): v for k, v in arguments.items()}}
+from lib.differential import Qmps, q
 
 
 SOCKET = {'type': 'unix', 'path': 'v.sock'}

@@ -23,7 +23,7 @@ import pytest
 
 from lib import daemon as daemon_module
 from lib import nbdwire, peers
-from lib.qmp import DEADLINE, Qmp, QmpClosed
+from lib.qmp import DEADLINE, Qmp, QmpClosed, dashed
 from lib.tools import wait_until
 
 SWALLOWED = '(no answer: the parser waits for more)'
@@ -69,6 +69,11 @@ class Allowed:
     case: str  # the case's name as a regular expression
     reason: str
     check: object
+
+
+def q(execute, **arguments):
+    """A command, for the lines of a case."""
+    return {'execute': execute, 'arguments': dashed(arguments)}
 
 
 class Peer:

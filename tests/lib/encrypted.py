@@ -4,6 +4,7 @@
 import json
 
 from lib import images
+from lib.qmp import dashed
 from lib.tools import libnbd, run
 from lib.workload import read_all, scatter
 
@@ -63,8 +64,7 @@ def connect(served, **options):
 
 def amend(served, force=False, **options):
     """Changes the keys."""
-    encrypt = {'format': 'luks', **{name.replace('_', '-'): value for name, value in options.items()}}
-    given = {'driver': 'qcow2', 'encrypt': encrypt}
+    given = {'driver': 'qcow2', 'encrypt': {'format': 'luks', **dashed(options)}}
     served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=given, force=force)
 
 

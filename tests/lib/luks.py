@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from lib.qmp import dashed
 from lib.tools import libnbd, need
 
 MIB = 1 << 20
@@ -78,10 +79,9 @@ def make(served, path, combination=COMBINATIONS[0], size=SIZE, **more):
     served.cmd('blockdev-del', node_name='new')
 
 
-def amend(served, **options):
-    options = {name.replace('_', '-'): value for name, value in options.items()}
-    force = {'force': options.pop('force')} if 'force' in options else {}
-    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='l', options={'driver': 'luks', **options}, **force)
+def amend(served, force=False, **options):
+    given = {'driver': 'luks', **dashed(options)}
+    served.qmp.run_job('amend', 'x-blockdev-amend', node_name='l', options=given, force=force)
 
 
 def cryptsetup(*command, password=PASSWORD):

@@ -8,6 +8,11 @@ import time
 from lib.program import DEADLINE
 
 
+def dashed(options):
+    """Options by the names that QMP has for them: with dashes, where Python has underscores."""
+    return {name.replace('_', '-'): value for name, value in options.items()}
+
+
 class QmpError(Exception):
     """The daemon answered a command with an error."""
 
@@ -118,7 +123,7 @@ class Qmp:
 
     def cmd(self, execute, timeout=DEADLINE, **arguments):
         """Runs a command; underscores in keyword names stand for dashes. Returns the result or raises QmpError."""
-        return self.cmd_args(execute, {k.replace('_', '-'): v for k, v in arguments.items()} or None, timeout)
+        return self.cmd_args(execute, dashed(arguments) or None, timeout)
 
     def cmd_args(self, execute, arguments=None, timeout=DEADLINE):
         reply = self.reply_to(self.send(execute, arguments), timeout)
