@@ -12,16 +12,16 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-from lib import daemon as daemon_module  # noqa: E402
 from lib import prhelper  # noqa: E402
+from lib.daemon import BINARY, Daemon  # noqa: E402
 from lib.tools import need_root  # noqa: E402
 
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'sanitize: also part of the short run against the ASan+UBSan build')
     config.addinivalue_line('markers', 'better: Granary goes further than the reference on purpose')
-    if not os.access(daemon_module.BINARY, os.X_OK):
-        raise pytest.UsageError(f'{daemon_module.BINARY} is not built (GRANARY_DAEMON names another)')
+    if not os.access(BINARY, os.X_OK):
+        raise pytest.UsageError(f'{BINARY} is not built (GRANARY_DAEMON names another)')
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def daemon(tmp):
     """A factory of daemons; all of them must end with status 0 and silent sanitizers when the test is over."""
     started = []
 
-    def factory(*args, binary=daemon_module.BINARY, environment=None, **options):
-        one = daemon_module.Daemon(tmp, binary, environment)
+    def factory(*args, binary=BINARY, environment=None, **options):
+        one = Daemon(tmp, binary, environment)
         started.append(one)
         return one.start(*args, **options)
 
-    def spawn(*args, binary=daemon_module.BINARY, environment=None, **options):
-        one = daemon_module.Daemon(tmp, binary, environment)
+    def spawn(*args, binary=BINARY, environment=None, **options):
+        one = Daemon(tmp, binary, environment)
         started.append(one)
         return one.spawn(*args, **options)
 

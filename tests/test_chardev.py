@@ -12,8 +12,7 @@ import tty
 
 import pytest
 
-from lib import daemon as daemon_module
-from lib.daemon import monitor_at
+from lib.daemon import BINARY, monitor_at
 from lib.qmp import DEADLINE, Qmp
 from lib.tools import wait_until
 
@@ -126,7 +125,7 @@ def test_waiting_server(daemon, tmp):
 
 def test_stdio(tmp):
     process = subprocess.Popen(
-        [daemon_module.BINARY, '--chardev', 'stdio,id=c', '--monitor', 'chardev=c'],
+        [BINARY, '--chardev', 'stdio,id=c', '--monitor', 'chardev=c'],
         cwd=tmp,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from lib import daemon as daemon_module
+from lib.daemon import BINARY
 from lib.qmp import DEADLINE, Qmp
 from lib.tools import wait_until
 
@@ -20,7 +20,7 @@ def daemonize(tmp):
 
     def start(*args):
         return subprocess.run(
-            [daemon_module.BINARY, '--daemonize', '--pidfile', 'd.pid', *args],
+            [BINARY, '--daemonize', '--pidfile', 'd.pid', *args],
             cwd=tmp,
             stdin=subprocess.DEVNULL,
             capture_output=True,

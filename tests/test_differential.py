@@ -10,7 +10,7 @@ import pytest
 
 import differential
 from differential.allowed import NEEDS_10
-from lib import daemon as daemon_module
+from lib.daemon import BINARY
 from lib.differential import RUNNERS, Arena, Peer, differences, exchanges, reference
 from lib.tools import need
 
@@ -49,7 +49,7 @@ def test_same_answers(case, arena, peer):
         peer.need_10()
     runner = RUNNERS[type(case)]
     directories = arena.fresh(), arena.fresh()
-    ours = runner(Peer(daemon_module.BINARY), directories[0], case)
+    ours = runner(Peer(BINARY), directories[0], case)
     theirs = runner(peer, directories[1], case)
     for entry in ALLOWED:
         if re.fullmatch(entry.case, case.name):

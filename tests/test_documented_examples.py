@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from lib import daemon as daemon_module
+from lib.daemon import BINARY
 from lib.qmp import DEADLINE, Qmp
 from lib.tools import need, output, run, wait_until
 
@@ -65,7 +65,7 @@ def shell(tmp):
     """Runs a documented shell command in a directory of its own, with the daemon found through PATH."""
     bin_dir = tmp / 'bin'
     bin_dir.mkdir()
-    (bin_dir / 'qemu-storage-daemon').symlink_to(daemon_module.BINARY)
+    (bin_dir / 'qemu-storage-daemon').symlink_to(BINARY)
     env = dict(os.environ, PATH=f'{bin_dir}:{os.environ["PATH"]}')
     started = []
 
@@ -167,5 +167,5 @@ def test_nbd_server_with_descriptor_passing(tmp, daemon):
 
 
 def test_the_link_has_the_old_name():
-    assert pathlib.Path(daemon_module.BINARY).name == 'qemu-storage-daemon'
-    assert shutil.which(daemon_module.BINARY)
+    assert pathlib.Path(BINARY).name == 'qemu-storage-daemon'
+    assert shutil.which(BINARY)

@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from lib import images
-from lib.daemon import BINARY
+from lib.daemon import BINARY, monitor_at
 from lib.qcow2damage import Damage
 from lib.tools import TOP, need, run
 
@@ -104,8 +104,7 @@ def test_running_daemon(image, rng, daemon):
     served.stop()
     served = daemon(
         '--blockdev', f'qcow2,node-name=q,file.driver=file,file.filename={image}',
-        '--chardev', f'socket,id=c,path={path},server=on,wait=off',
-        '--monitor', 'c',
+        *monitor_at(path),
     )
     done = ctl('check', '--connect', path, 'q')
     assert done.returncode == 2, done

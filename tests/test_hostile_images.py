@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from lib import images
-from lib.daemon import StartError
+from lib.program import StartError
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, run
 

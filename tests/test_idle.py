@@ -5,6 +5,7 @@ import time
 
 import pytest
 
+from lib.daemon import monitor_at
 from lib.fusefile import cleaned, export_option, need_fuse
 from lib.qmp import Qmp
 from lib.tools import libnbd
@@ -29,10 +30,7 @@ def test_idle_with_everything_connected(backend, daemon, tmp):
         'iothread,id=t',
         '--object',
         'iothread,id=busy,poll-max-ns=10000000',
-        '--chardev',
-        f'socket,id=c,path={tmp}/second,server=on,wait=off',
-        '--monitor',
-        'chardev=c',
+        *monitor_at(tmp / 'second'),
         '--blockdev',
         'null-co,node-name=n,size=1048576',
         '--blockdev',

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from lib.daemon import StartError
+from lib.program import StartError
 from lib.tools import need, output, run, wait_until
 
 

@@ -12,8 +12,9 @@ import threading
 import pytest
 
 from lib import images
+from lib.daemon import monitor_at
 from lib.fusefile import FALLOC_KEEP_SIZE, FALLOC_PUNCH_HOLE, FALLOC_ZERO_RANGE, cleaned, fallocate, need_fuse
-from lib.qmp import Qmp, QmpError
+from lib.qmp import Qmp
 from lib.tools import DEADLINE, libnbd, need, run, wait_until
 from lib.vhostclient import Gone, VhostClient
 
@@ -300,17 +301,8 @@ def make_disk(directory, rng):
 
 
 def serve(daemon, directory, top):
-    monitors = []
-    for i in range(CLIENTS):
-        path = directory / f'm{i}.sock'
-        monitors += [
-            '--chardev',
-            f'socket,id=m{i},path={path},server=on,wait=off',
-            '--monitor',
-            f'chardev=m{i}',
-        ]
     return daemon(
-        *monitors,
+        *(word for i in range(CLIENTS) for word in monitor_at(directory / f'm{i}.sock', f'm{i}')),
         *('--object', 'iothread,id=t0', '--object', 'iothread,id=t1'),
         *('--blockdev', f'qcow2,node-name=n,discard=unmap,file.driver=file,file.filename={top}'),
         nbd=True,

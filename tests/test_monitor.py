@@ -88,14 +88,8 @@ def test_pretty(daemon, tmp):
 
 def test_events_reach_every_negotiated_monitor(daemon, tmp):
     served = daemon(
-        '--chardev',
-        f'socket,id=a,path={tmp}/a,server=on,wait=off',
-        '--monitor',
-        'chardev=a',
-        '--chardev',
-        f'socket,id=b,path={tmp}/b,server=on,wait=off',
-        '--monitor',
-        'chardev=b',
+        *monitor_at(tmp / 'a', 'a'),
+        *monitor_at(tmp / 'b', 'b'),
         '--blockdev',
         'null-co,node-name=n',
         '--export',

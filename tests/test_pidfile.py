@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from lib.daemon import StartError
+from lib.daemon import monitor_at
+from lib.program import StartError
 from lib.qmp import Qmp
 from lib.tools import wait_until
 
@@ -58,10 +59,7 @@ def test_written_after_everything_else(daemon, tmp):
         served = daemon.spawn(
             '--pidfile',
             tmp / f'{i}.pid',
-            '--chardev',
-            f'socket,id=c,path={tmp}/{i}.qmp,server=on,wait=off',
-            '--monitor',
-            'chardev=c',
+            *monitor_at(tmp / f'{i}.qmp'),
             '--blockdev',
             'null-co,node-name=n',
             '--nbd-server',

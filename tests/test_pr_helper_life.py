@@ -11,7 +11,8 @@ import time
 import pytest
 
 from lib import prwire
-from lib.prhelper import PrHelper, StartError, can_connect, processes, wait_until
+from lib.prhelper import PrHelper, can_connect, processes, wait_until
+from lib.program import StartError
 from lib.prwire import DEADLINE, pr_in, pr_out
 from lib.tools import run
 

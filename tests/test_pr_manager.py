@@ -10,9 +10,10 @@ import time
 import pytest
 
 from lib import peers
-from lib.daemon import StartError
+from lib.daemon import monitor_at
 from lib.fakehelper import IN, FakeHelper, PeerGone, half_hello, never_answer, never_hello, refuse
 from lib.prhelper import BINARY, PrHelper
+from lib.program import StartError
 from lib.prwire import READ_KEYS, REGISTER, out_list, pr_in, pr_out
 from lib.qmp import DEADLINE, Qmp
 from lib.tools import need_root, wait_until
@@ -150,10 +151,7 @@ class Sessions:
         self.paths = [tmp / f'monitor{i}.sock' for i in range(count)]
 
     def args(self):
-        words = []
-        for i, path in enumerate(self.paths):
-            words += ['--chardev', f'socket,id=m{i},path={path},server=on,wait=off', '--monitor', f'm{i}']
-        return words
+        return [word for i, path in enumerate(self.paths) for word in monitor_at(path, f'm{i}')]
 
     def connect(self):
         return [Qmp.connect(path) for path in self.paths]

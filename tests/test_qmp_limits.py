@@ -118,9 +118,7 @@ def test_pipelined_flood_is_answered_completely(daemon):
 
 
 def test_reader_that_stalls_does_not_stop_a_second_monitor(daemon, tmp):
-    served = daemon(
-        '--chardev', f'socket,id=second,path={tmp}/second,server=on,wait=off', '--monitor', 'chardev=second'
-    )
+    served = daemon(*monitor_at(tmp / 'second'))
     stalled = Qmp.connect(tmp / 'second')
     stalled.sock.setblocking(False)
     try:
@@ -135,9 +133,7 @@ def test_reader_that_stalls_does_not_stop_a_second_monitor(daemon, tmp):
 
 def test_events_for_a_stalled_reader_are_bounded(daemon, tmp):
     """A monitor that does not read while events come: memory does not grow without end."""
-    served = daemon(
-        '--chardev', f'socket,id=second,path={tmp}/second,server=on,wait=off', '--monitor', 'chardev=second'
-    )
+    served = daemon(*monitor_at(tmp / 'second'))
     stalled = Qmp.connect(tmp / 'second')
     for i in range(200):
         served.cmd(

@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from lib.daemon import StartError
+from lib.program import StartError
 from lib.tools import run
 
 pytestmark = [pytest.mark.sanitize, pytest.mark.better]

@@ -5,13 +5,13 @@ import subprocess
 
 import pytest
 
-from lib import daemon as daemon_module
+from lib.daemon import BINARY
 from lib.qmp import DEADLINE
 
 
 def trace_names():
     done = subprocess.run(
-        [daemon_module.BINARY, '--trace', 'help'], capture_output=True, timeout=DEADLINE, check=True
+        [BINARY, '--trace', 'help'], capture_output=True, timeout=DEADLINE, check=True
     )
     return done.stdout.decode().split()
 

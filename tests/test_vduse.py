@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from lib.daemon import StartError
+from lib.program import StartError
 from lib.qmp import QmpError
 
 pytestmark = pytest.mark.sanitize

@@ -7,7 +7,7 @@ import stat
 
 import pytest
 
-from lib.daemon import StartError
+from lib.program import StartError
 from lib.qmp import QmpError
 from lib.vhostuser import Guest, Wire, export
 from lib.virtqueue import Memory

@@ -6,7 +6,6 @@ NEEDS_10 names the cases that the reference 7.2 answers differently from 10, whi
 """
 
 import json
-import struct
 
 from lib.differential import Allowed
 

@@ -13,16 +13,16 @@ import os
 import socket
 from signal import SIGTERM
 
-from lib.program import DEADLINE, SANITIZER, Program, StartError, cpu_seconds  # noqa: F401
+from lib.program import DEADLINE, Program, cpu_seconds
 from lib.qmp import Qmp
 from lib.tools import TOP
 
 BINARY = os.environ.get('GRANARY_DAEMON', str(TOP / 'build' / 'compat' / 'qemu-storage-daemon'))
 
 
-def monitor_at(path):
+def monitor_at(path, ident='listening'):
     """Arguments for one more monitor, which listens and takes one client after the other."""
-    return ('--chardev', f'socket,id=listening,path={path},server=on,wait=off', '--monitor', 'chardev=listening')
+    return ('--chardev', f'socket,id={ident},path={path},server=on,wait=off', '--monitor', f'chardev={ident}')
 
 
 class Daemon(Program):

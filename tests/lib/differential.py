@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lib import daemon as daemon_module
 from lib import nbdwire, peers
+from lib.daemon import Daemon
+from lib.program import StartError
 from lib.qmp import DEADLINE, Qmp, QmpClosed, dashed
 from lib.tools import wait_until
 
@@ -235,7 +236,7 @@ class Run:
     """One program in one directory for one case."""
 
     def __init__(self, peer, directory):
-        self.daemon = daemon_module.Daemon(directory, peer.binary, peer.environment)
+        self.daemon = Daemon(directory, peer.binary, peer.environment)
         self.qmp = None
 
     def start(self, args, nbd=False):
@@ -252,7 +253,7 @@ class Run:
         ][-1]
         try:
             self.daemon.wait_ready(directory / pidfile)
-        except daemon_module.StartError:
+        except StartError:
             return False
         self.qmp = Qmp.over(monitor, negotiate=False)
         return True

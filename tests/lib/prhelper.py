@@ -11,7 +11,7 @@ import socket
 import sys
 
 from lib import prwire
-from lib.program import Program, StartError, cpu_seconds, status, wait_until  # noqa: F401
+from lib.program import Program, cpu_seconds, status, wait_until
 from lib.prwire import Connection
 
 COMPAT = pathlib.Path(__file__).resolve().parents[2] / 'build' / 'compat'

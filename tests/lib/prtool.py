@@ -11,10 +11,11 @@ import subprocess
 
 import pytest
 
-from lib import daemon as daemon_module
+from lib import daemon
+from lib.program import SANITIZER
 from lib.qmp import DEADLINE
 
-BUILD = pathlib.Path(daemon_module.BINARY).absolute().parent.parent
+BUILD = pathlib.Path(daemon.BINARY).absolute().parent.parent
 BINARY = os.environ.get('GRANARY_PR', str(BUILD / 'src' / 'pr-tool' / 'granary-pr'))
 HELPER = os.environ.get('GRANARY_PR_HELPER', str(BUILD / 'src' / 'pr-helper' / 'granary-pr-helper'))
 LIBRARY = BUILD / 'src' / 'pr-tool' / 'libgranary-pr.so.0'
@@ -53,6 +54,6 @@ def granary_pr(*args, socket=None, environment=None, code=DONE, binary=BINARY):
             check=False,
         )
     )
-    assert daemon_module.SANITIZER.search(done.err) is None, done.err
+    assert SANITIZER.search(done.err) is None, done.err
     assert done.code == code, f'{args}: exit {done.code}\n{done.out}{done.err}'
     return done
