@@ -96,7 +96,6 @@ def test_clients_see_what_was_written(served, rng):
 
 def test_an_incremental_backup_has_every_change(served, tmp, rng):
     """The full copy and what the bitmap names since make the present contents."""
-    nbd = libnbd()
     write_randomly(served, rng)
     run('qemu-img', 'convert', '-f', 'raw', '-O', 'raw', served.uri('w'), tmp / 'backup.img')
     served.cmd('block-dirty-bitmap-clear', node='n', name='b')
@@ -109,8 +108,7 @@ def test_an_incremental_backup_has_every_change(served, tmp, rng):
         ],
     )
     served.cmd('block-export-add', type='nbd', id='r', node_name='n', name='r', bitmaps=['b'])
-    client = nbd.NBD()
-    client.connect_uri(served.uri('r'))
+    client = served.connect('r')
     with open(tmp / 'backup.img', 'r+b') as backup:
         for granule in sorted(dirty_by_nbdinfo(served, 'r', 'b')):
             backup.seek(granule * GRANULARITY)
@@ -124,7 +122,6 @@ def test_an_incremental_backup_has_every_change(served, tmp, rng):
 @pytest.mark.sanitize
 def test_marks_from_several_loops(served, rng):
     """Connections on two threads write side by side while bitmaps come, are merged and go."""
-    nbd = libnbd()
     served.cmd('blockdev-add', driver='null-co', node_name='m', size=SIZE)
     served.cmd('block-dirty-bitmap-add', node='m', name='b', granularity=GRANULARITY)
     served.cmd(
@@ -138,8 +135,7 @@ def test_marks_from_several_loops(served, rng):
     )
 
     def write(offsets):
-        client = nbd.NBD()
-        client.connect_uri(served.uri('many'))
+        client = served.connect('many')
         for offset in offsets:
             client.pwrite(b'x' * 512, offset)
         client.shutdown()

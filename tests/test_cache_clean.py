@@ -8,7 +8,7 @@ import pytest
 
 from lib import images
 from lib.program import status
-from lib.tools import libnbd, need, run, wait_until
+from lib.tools import need, run, wait_until
 
 MIB = 1 << 20
 SPAN = 512 * MIB  # of the disk, for each L2 table, which is a slice of the cache
@@ -38,8 +38,7 @@ def switches(served):
 
 
 def fill(served):
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     for offset in range(0, DISK, SPAN):
         assert handle.pread(512, offset) == b'\x09' * 512
     handle.shutdown()
@@ -87,8 +86,7 @@ def test_nothing_wakes_up_for_empty_caches(daemon, tmp):
     served = daemon('--object', 'iothread,id=t', nbd=True)
     add(served, tmp / 'image', 1)
     served.export('n', 'e', iothread='t', writable=True)
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     for offset in range(0, DISK, SPAN):
         handle.pwrite(b'\x08' * 512, offset + MIB)
     handle.flush()

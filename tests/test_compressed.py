@@ -93,8 +93,7 @@ def test_any_requests(kind, cluster, more, daemon, tmp, rng):
     work.grain, work.largest = cluster, min(64 * cluster, 2 * MIB)
     work.run(rounds=10)
     work.compare_all()
-    below = nbd.NBD()
-    below.connect_uri(served.uri('q'))
+    below = served.connect('q')
     assert below.pread(MIB, 0) == work.shadow[:MIB]
     below.shutdown()
     handle.shutdown()
@@ -103,8 +102,7 @@ def test_any_requests(kind, cluster, more, daemon, tmp, rng):
     assert used_by_compressed(path)
     assert images.to_raw(path) == bytes(work.shadow)
     served = serve(daemon, path)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('c'))
+    handle = served.connect('c')
     work.handle = handle
     work.compare_all()
     handle.shutdown()
@@ -150,8 +148,7 @@ def test_parts_of_clusters(kind, daemon, tmp, rng):
         'nbd,id=e,node-name=q',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     work = Workload(handle, content, rng)
     forwards = [(at, at + 4096) for at in range(0, 2 * MIB, 4096)]
     backwards = [(at, at + 12288) for at in range(4 * MIB, 2 * MIB, -12288)]
@@ -173,8 +170,7 @@ def test_external_data_file(daemon, tmp):
     path = tmp / 'a.qcow2'
     run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', f'data_file={tmp / "data"}', path, MIB)
     served = serve(daemon, path)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('c'))
+    handle = served.connect('c')
     with pytest.raises(nbd.Error):
         handle.pwrite(b'x' * 65536, 0)
     assert handle.pread(65536, 0) == bytes(65536)
@@ -186,7 +182,6 @@ def test_external_data_file(daemon, tmp):
 
 def test_reopening_with_another_child(daemon, tmp):
     """An image with clusters of the same size takes its place; others are refused, and the old one stays."""
-    nbd = libnbd()
     need('qemu-img')
     create(tmp / 'same.qcow2', 'zstd', 65536, {}, MIB)
     create(tmp / 'other.qcow2', 'zlib', 4096, {}, MIB)
@@ -199,8 +194,7 @@ def test_reopening_with_another_child(daemon, tmp):
             driver='qcow2', node_name=name, file={'driver': 'file', 'filename': str(tmp / f'{name}.qcow2')}
         )
     served.blockdev_add(driver='file', node_name='raw', filename=str(tmp / 'raw'))
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('c'))
+    handle = served.connect('c')
     handle.pwrite(b'a' * 65536, 0)
     for name, message in (
         ('raw', 'Compression is not supported for underlying format: file'),
@@ -222,7 +216,6 @@ def test_reopening_with_another_child(daemon, tmp):
 
 def test_size_below_changes(daemon, tmp, rng):
     """The filter has the size that its child has been given meanwhile, and compresses up to the new end."""
-    nbd = libnbd()
     need('qemu-img')
     path = tmp / 'image'
     create(path, 'zlib', 65536, {}, MIB)
@@ -233,8 +226,7 @@ def test_size_below_changes(daemon, tmp, rng):
         served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
         served.cmd('block_resize', node_name='q', size=size)
         served.export('c', 'e', writable=True)
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('c'))
+        handle = served.connect('c')
         assert handle.get_size() == size
         assert handle.pread(size, 0) == (content + bytes(size))[:size]
         content = compressible(rng, size, 4)

@@ -8,7 +8,7 @@ import pytest
 from lib import images
 from lib.crash import BLOCK, Ledger, Writer, wait_unlocked
 from lib.images import Image, opts
-from lib.tools import libnbd, need, wait_until
+from lib.tools import need, wait_until
 
 SIZE = 8 << 20
 KILLS = 6
@@ -28,12 +28,10 @@ KINDS = [
 
 def crash_once(served, ledger, rng):
     """Load from three connections until a random number of requests are done, then SIGKILL."""
-    nbd = libnbd()
     share = len(ledger.blocks) // 3
     writers = []
     for i in range(3):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('q'))
+        handle = served.connect('q')
         writers.append(Writer(handle, ledger, i * share, (i + 1) * share, rng, discard=rng.random() < 0.5))
     goal = rng.choice((5, 30, 100, 300)) + rng.randrange(100)
     while sum(writer.done for writer in writers) < goal:

@@ -7,7 +7,7 @@ import pytest
 
 from lib import images
 from lib.qmp import QmpError
-from lib.tools import libnbd, need, output
+from lib.tools import need, output
 
 MIB = 1 << 20
 OPTIONS = [
@@ -49,7 +49,6 @@ def create_file(daemon, name, node):
     'options', OPTIONS, ids=[','.join(f'{k}={v}' for k, v in o.items()) or 'plain' for o in OPTIONS]
 )
 def test_created_image(options, daemon, tmp, rng):
-    nbd = libnbd()
     need('qemu-img')
     served = daemon(nbd=True)
     create_file(served, 'new.qcow2', 'file')
@@ -74,8 +73,7 @@ def test_created_image(options, daemon, tmp, rng):
         return
     served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
     served.export('q', writable=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     assert handle.get_size() == size
     data = rng.randbytes(min(size, 300000))
     handle.pwrite(data, size - len(data))

@@ -58,8 +58,7 @@ class Session:
 
     def connect(self):
         self.served.export('n', 'e', writable=True)
-        self.handle = libnbd().NBD()
-        self.handle.connect_uri(self.served.uri('n'))
+        self.handle = self.served.connect('n')
 
     def disconnect(self):
         self.handle.flush()

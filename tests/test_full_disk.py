@@ -69,9 +69,7 @@ def test_enospc_reaches_the_client_and_nothing_else_breaks(layout, small_disk, d
         'nbd,id=o,node-name=other,writable=on',
         nbd=True,
     )
-    handle, other = nbd.NBD(), nbd.NBD()
-    handle.connect_uri(served.uri('n'))
-    other.connect_uri(served.uri('other'))
+    handle, other = served.connect('n'), served.connect('other')
     error, written = write_until_full(nbd, handle, 8 << 20)
     assert error == errno.ENOSPC
     assert len(written) > 10
@@ -103,8 +101,7 @@ def test_compressed_writes_on_a_full_disk(small_disk, daemon, tmp, rng):
         'nbd,id=e,node-name=c,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('c'))
+    handle = served.connect('c')
     written, errors = {}, []
     for offset in range(0, 16 << 20, 131072):
         data = rng.randbytes(70000) + bytes(131072 - 70000)
@@ -289,8 +286,7 @@ def test_closing_on_a_full_disk_keeps_what_was_flushed(shape, small_disk, daemon
         'nbd,id=e,node-name=n,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     maybe = [{b'\0'} for _ in range(size // piece)]  # what may be there now; all of it bytes of one value
     failed = 0
     for number in range(400):

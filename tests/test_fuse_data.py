@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from lib.fusefile import check_image, cleaned, export_option, is_mounted, need_fuse, wait_unmounted
-from lib.tools import libnbd, need, output, run
+from lib.tools import need, output, run
 
 MIB = 1 << 20
 ENGINES = ('psync', 'libaio', 'io_uring')
@@ -127,7 +127,6 @@ def test_what_other_clients_write_is_seen(daemon, tmp):
     """At once by direct readers and by whoever opens the file anew."""
     need_fuse()
     need('qemu-img')
-    nbd = libnbd()
     image, mountpoint = tmp / 'image', tmp / 'mountpoint'
     make_image(image, 'raw', 4 * MIB)
     mountpoint.touch()
@@ -141,8 +140,7 @@ def test_what_other_clients_write_is_seen(daemon, tmp):
             'type=nbd,id=e1,node-name=n0,name=x,writable=on',
             nbd=True,
         )
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('x'))
+        handle = served.connect('x')
         fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECT)
         buffer = mmap.mmap(-1, 4096)
         for i in range(20):

@@ -9,7 +9,7 @@ import pytest
 
 from lib import images
 from lib.fusefile import cleaned, export_option, fallocate, need_fuse
-from lib.tools import libnbd, need, run
+from lib.tools import need, run
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -96,7 +96,6 @@ def test_space_behind_the_end_is_reserved_as_the_reference_does(shape, size, mor
 @pytest.mark.parametrize('shape', SHAPES)
 def test_what_is_mapped_behind_the_end_does_not_show(shape, daemon, tmp):
     """An image whose header alone says that it is smaller: data, zeroes and tables follow the end."""
-    nbd = libnbd()
     need('qemu-img')
     path = make(tmp / 'ours', shape, 4 * MIB)
     images.qemu_io(path, ['write -P 9 0 4M', 'write -z 1088k 64k'])
@@ -108,8 +107,7 @@ def test_what_is_mapped_behind_the_end_does_not_show(shape, daemon, tmp):
     for size in (3 * MIB + 1024, new, 4 * MIB):  # the second time, what was written meanwhile is behind the end
         served.cmd('block_resize', node_name='n', size=size)
         served.export('n', 'e', writable=True)
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('n'))
+        handle = served.connect('n')
         assert handle.get_size() == size
         assert handle.pread(new, 0) == b'\x09' * new
         if size > new:

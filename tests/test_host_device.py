@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from lib.tools import libnbd, need, need_root
+from lib.tools import need, need_root
 from lib.workload import Workload
 
 SIZE = 8 << 20
@@ -36,7 +36,6 @@ def device(request, tmp, rng):
 @pytest.mark.parametrize('device', [512, 4096], indirect=True)
 @pytest.mark.parametrize('direct', ['off', 'on'])
 def test_workload(device, direct, daemon, rng):
-    nbd = libnbd()
     path, content = device
     served = daemon(
         '--blockdev',
@@ -45,8 +44,7 @@ def test_workload(device, direct, daemon, rng):
         'nbd,id=e,node-name=d,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('d'))
+    handle = served.connect('d')
     assert handle.get_size() == SIZE
     work = Workload(handle, content, rng)
     work.run(rounds=20)

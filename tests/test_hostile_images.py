@@ -95,9 +95,7 @@ def attack(served, path, writable=True):
     except QmpError:
         served.cmd('blockdev-del', node_name='q')
         return True
-    handle = nbd.NBD()
-    handle.add_meta_context('base:allocation')
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q', 'base:allocation')
     size = min(handle.get_size(), SIZE)
     for offset in range(0, size, 65536):
         for action in (
@@ -190,8 +188,7 @@ def test_corruption_is_reported_as_an_event(image, daemon):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     with pytest.raises(nbd.Error):
         handle.pwrite(b'x' * 512, 20 * 65536)
     event = served.qmp.wait_event('BLOCK_IMAGE_CORRUPTED')
@@ -332,7 +329,6 @@ def test_backing_chain_that_loops(image, daemon):
 
 def test_huge_virtual_size(image, daemon, tmp):
     """The largest image that the format allows is served without allocating for it."""
-    nbd = libnbd()
     path = tmp / 'huge.qcow2'
     run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=2M', path, 1 << 50)
     served = daemon(
@@ -342,8 +338,7 @@ def test_huge_virtual_size(image, daemon, tmp):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     end = (1 << 50) - 4096
     handle.pwrite(b'end of the world' * 256, end)
     assert handle.pread(16, end) == b'end of the world'
@@ -377,9 +372,7 @@ def test_unknown_autoclear_bits_are_cleared_on_writing(image, daemon):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    nbd = libnbd()
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     handle.pwrite(b'x', 0)
     handle.shutdown()
     served.stop()
@@ -388,7 +381,6 @@ def test_unknown_autoclear_bits_are_cleared_on_writing(image, daemon):
 
 def test_long_backing_chain_works(image, daemon, tmp):
     """A chain as long as careful users have them is no attack."""
-    nbd = libnbd()
     below = 'image.qcow2'
     for i in range(60):
         run(
@@ -414,8 +406,7 @@ def test_long_backing_chain_works(image, daemon, tmp):
         'nbd,id=e,node-name=q',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     assert handle.pread(4096, 0) == b'\1' * 4096
     assert handle.pread(4096, 3 << 20) == b'\2' * 4096
     handle.shutdown()
@@ -434,8 +425,7 @@ def test_refcount_table_that_names_one_block_for_all(image, daemon):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     assert handle.pread(65536, 0) == b'\1' * 65536
     with pytest.raises(nbd.Error) as refused:
         handle.pwrite(b'x' * 65536, 2 << 20)
@@ -451,8 +441,7 @@ def test_refcount_table_that_names_one_block_for_all(image, daemon):
         'nbd,id=e,node-name=q',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(reader.uri('q'))
+    handle = reader.connect('q')
     assert handle.pread(65536, 3 << 20) == b'\2' * 65536
     handle.shutdown()
     reader.stop()
@@ -471,8 +460,7 @@ def test_one_report_of_corruption(image, daemon):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     for _ in range(2):
         with pytest.raises(nbd.Error):
             handle.pwrite(b'x' * 512, 20 * 65536)

@@ -8,7 +8,6 @@ import pytest
 from lib.daemon import monitor_at
 from lib.fusefile import cleaned, export_option, need_fuse
 from lib.qmp import Qmp
-from lib.tools import libnbd
 from lib.vhostuser import Guest, export
 
 SECONDS = 2
@@ -24,7 +23,6 @@ def idle_share(served):
 
 @pytest.mark.parametrize('backend', ['io_uring', 'epoll'])
 def test_idle_with_everything_connected(backend, daemon, tmp):
-    nbd = libnbd()
     served = daemon(
         '--object',
         'iothread,id=t',
@@ -49,8 +47,7 @@ def test_idle_with_everything_connected(backend, daemon, tmp):
     second = Qmp.connect(tmp / 'second')
     handles = []
     for name in ('n', 'm', 'o', 'n'):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri(name))
+        handle = served.connect(name)
         for i in range(100):
             handle.pread(512, i * 512)
         handles.append(handle)

@@ -202,8 +202,7 @@ class Side:
     def contents(self):
         """The size, and what some pieces begin with: bytes, or None where they cannot be read."""
         self.served.export('q', name='x')
-        handle = libnbd().NBD()
-        handle.connect_uri(self.served.uri('x'))
+        handle = self.served.connect('x')
         found = [handle.get_size()]
         for at in 0, 4096, 128 << 10, 132 << 10, 512 << 10, 900 << 10:
             try:

@@ -215,8 +215,7 @@ def test_node_in_use(daemon, tmp, rng):
     served = daemon(nbd=True)
     served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
     served.export('q', writable=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     shadow = bytearray(b'\1' * (1 << 20) + bytes(7 << 20))
     for turn, fix in enumerate(('none', 'leaks', 'all', 'none')):
         pending = []

@@ -4,7 +4,7 @@
 import pytest
 
 from lib import images
-from lib.tools import libnbd, need
+from lib.tools import need
 
 MATRIX = images.matrix()
 
@@ -16,7 +16,6 @@ def test_the_matrix_is_large_enough():
 
 @pytest.mark.parametrize('image', MATRIX, ids=[image.name for image in MATRIX])
 def test_reads_like_the_reference(image, daemon, tmp, rng):
-    nbd = libnbd()
     need('qemu-img', 'qemu-io')
     path = images.make(image, tmp, rng)
     expected = images.to_raw(path)
@@ -27,8 +26,7 @@ def test_reads_like_the_reference(image, daemon, tmp, rng):
         'nbd,id=e,node-name=q',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     assert handle.get_size() == len(expected)
     step = rng.choice((65536, 512 * 7, 1 << 20))
     for offset in range(0, len(expected), step):

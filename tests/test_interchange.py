@@ -13,7 +13,7 @@ import pytest
 
 from lib import images
 from lib.differential import reference
-from lib.tools import libnbd, need, output, run
+from lib.tools import need, output, run
 from lib.workload import Workload, read_all
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -194,9 +194,7 @@ def shown_bitmaps(served, names):
     served.export('q', name='x', bitmaps=list(names))
     found = {}
     for name in names:
-        handle = libnbd().NBD()
-        handle.add_meta_context(f'qemu:dirty-bitmap:{name}')
-        handle.connect_uri(served.uri('x'))
+        handle = served.connect('x', f'qemu:dirty-bitmap:{name}')
         found[name] = dirty_ranges(handle)
         handle.shutdown()
     return found
@@ -247,8 +245,7 @@ class Granary:
         if node == 'c':
             served.blockdev_add(driver='compress', node_name='c', file='q')
         served.export(node, name='x', writable=not options.get('read_only', False))
-        handle = libnbd().NBD()
-        handle.connect_uri(served.uri('x'))
+        handle = served.connect('x')
         return served, handle
 
     def write(self):

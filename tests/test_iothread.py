@@ -33,8 +33,7 @@ def test_work_happens_in_the_iothread(daemon):
         'nbd,id=e,node-name=n,iothread=t,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     main = served.process.pid
     before = thread_times(served)
     for _ in range(20):
@@ -50,7 +49,6 @@ def test_work_happens_in_the_iothread(daemon):
 
 
 def test_exports_in_different_threads(daemon, tmp, rng):
-    nbd = libnbd()
     need('qemu-img', 'qemu-io')
     args, loads = [], []
     for i in range(3):
@@ -67,8 +65,7 @@ def test_exports_in_different_threads(daemon, tmp, rng):
     served = daemon(*args, nbd=True)
     works = []
     for i, (_, content) in enumerate(loads):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri(f'q{i}'))
+        handle = served.connect(f'q{i}')
         works.append(Workload(handle, content, rng))
     for _ in range(15):
         for work in works:
@@ -83,7 +80,6 @@ def test_exports_in_different_threads(daemon, tmp, rng):
 
 def test_two_exports_of_one_node_with_different_threads(daemon, rng):
     """Two iothreads are asked for one node: both exports work, wherever it ends up."""
-    nbd = libnbd()
     served = daemon(
         '--object',
         'iothread,id=a',
@@ -97,8 +93,7 @@ def test_two_exports_of_one_node_with_different_threads(daemon, rng):
     served.export('n', 'e2', name='second', iothread='b', writable=True)
     handles = []
     for name in ('n', 'second'):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri(name))
+        handle = served.connect(name)
         handles.append(handle)
     for _ in range(50):
         for handle in handles:
@@ -120,13 +115,11 @@ def test_come_and_go(daemon, rng):
         nbd=True,
     )
     served.export('b', iothread='t', writable=True)
-    steady = nbd.NBD()
-    steady.connect_uri(served.uri('b'))
+    steady = served.connect('b')
     for i in range(20):
         flying = [steady.aio_pread(nbd.Buffer(4096), 4096 * k) for k in range(16)]
         served.export('a', f'e{i}', iothread='t', writable=True)
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('a'))
+        handle = served.connect('a')
         handle.pwrite(b'x' * 100, rng.randrange(1000))
         if i % 2:
             handle.shutdown()
@@ -152,8 +145,7 @@ def test_iothread_in_use_at_the_end(daemon):
         'nbd,id=e,node-name=n,iothread=t',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     for i in range(16):
         handle.aio_pread(nbd.Buffer(4096), 4096 * i)
     served.quit()
@@ -182,7 +174,6 @@ def cpu_of(served):
 
 
 def test_connections_spread_over_a_list(daemon, rng):
-    nbd = libnbd()
     served = daemon(
         '--object',
         'iothread,id=a',
@@ -194,9 +185,7 @@ def test_connections_spread_over_a_list(daemon, rng):
         'nbd,id=e,node-name=n,iothread.0=a,iothread.1=b,writable=on',
         nbd=True,
     )
-    handles = [nbd.NBD() for _ in range(2)]
-    for handle in handles:
-        handle.connect_uri(served.uri('n'))
+    handles = [served.connect('n') for _ in range(2)]
     before = cpu_of(served)
     for _ in range(200):
         for handle in handles:
@@ -211,7 +200,6 @@ def test_connections_spread_over_a_list(daemon, rng):
 @pytest.mark.parametrize('kind', ['raw', 'qcow2'])
 def test_many_connections_on_many_threads(kind, daemon, tmp, rng):
     """Connections on three loops change one node; each its own part of it."""
-    nbd = libnbd()
     need('qemu-img')
     size = 24 << 20
     if kind == 'qcow2':
@@ -232,8 +220,7 @@ def test_many_connections_on_many_threads(kind, daemon, tmp, rng):
     share = size // 6
     works = []
     for i in range(6):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('n'))
+        handle = served.connect('n')
         works.append(Workload(handle, content[i * share : (i + 1) * share], rng, base=i * share))
     for _ in range(10):
         for work, started in [(work, work.begin()) for work in works]:
@@ -247,7 +234,6 @@ def test_many_connections_on_many_threads(kind, daemon, tmp, rng):
 
 
 def test_the_node_moves_under_its_clients(daemon, tmp, rng):
-    nbd = libnbd()
     need('qemu-img')
     path = images.make(Image('q', opts(), 8 << 20), tmp, rng)
     content = images.to_raw(path)
@@ -261,8 +247,7 @@ def test_the_node_moves_under_its_clients(daemon, tmp, rng):
         nbd=True,
     )
     served.export('n', 'e', iothread='a', writable=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     work = Workload(handle, content, rng)
     for thread in ('b', None, 'a', 'b') * 3:
         work.run(rounds=1)

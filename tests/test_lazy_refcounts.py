@@ -7,7 +7,7 @@ import subprocess
 import pytest
 
 from lib import images
-from lib.tools import libnbd, need, run
+from lib.tools import need, run
 
 SIZE = 8 << 20
 DIRTY = 1
@@ -42,8 +42,7 @@ def serve(daemon, image):
         '--export', 'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )  # fmt: skip
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     return served, handle
 
 

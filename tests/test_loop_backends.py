@@ -7,7 +7,7 @@ import pytest
 
 from lib import images
 from lib.images import Image, opts
-from lib.tools import libnbd, need, need_io_uring, run
+from lib.tools import need, need_io_uring, run
 from lib.workload import Workload
 
 BACKENDS = ['epoll', 'io_uring']
@@ -47,7 +47,6 @@ def test_unknown_back_end_is_named(daemon):
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('iothread', [False, True], ids=['main', 'iothread'])
 def test_workload(backend, iothread, daemon, tmp, rng):
-    nbd = libnbd()
     need('qemu-img', 'qemu-io')
     path = images.make(Image('w', opts(cluster_size=4096), backing='raw'), tmp, rng)
     content = images.to_raw(path)
@@ -70,8 +69,7 @@ def test_workload(backend, iothread, daemon, tmp, rng):
     )
     loads = []
     for name, data in (('q', content), ('f', raw)):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri(name))
+        handle = served.connect(name)
         loads.append(Workload(handle, data, rng))
     for _ in range(20):
         for load in loads:

@@ -35,9 +35,7 @@ class NbdClient:
 
     def __init__(self, stress, ident, rng):
         self.nbd, self.rng = libnbd(), rng
-        self.handles = [self.nbd.NBD() for _ in range(2)]
-        for handle in self.handles:
-            handle.connect_uri(stress.served.uri(ident))
+        self.handles = [stress.served.connect(ident) for _ in range(2)]
 
     def begin(self, requests):
         return [self._submit(self.rng.choice(self.handles), *request) for request in requests]

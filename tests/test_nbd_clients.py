@@ -184,8 +184,7 @@ def test_many_requests_in_flight_on_many_connections(served, rng):
     nbd = libnbd()
     handles = []
     for _ in range(8):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('image'))
+        handle = served.connect('image')
         handles.append(handle)
     for _ in range(20):
         flying = []
@@ -221,10 +220,7 @@ def test_clients_over_tcp(daemon, tmp):
 
 def test_a_second_connection_sees_the_first_ones_flush(served):
     """What multi-conn promises."""
-    nbd = libnbd()
-    one, two = nbd.NBD(), nbd.NBD()
-    one.connect_uri(served.uri('empty'))
-    two.connect_uri(served.uri('empty'))
+    one, two = served.connect('empty'), served.connect('empty')
     for i in range(50):
         one.pwrite(bytes([i]) * 3000, i * 3000)
         one.flush()

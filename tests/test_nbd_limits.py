@@ -308,8 +308,7 @@ def test_disconnects_leave_nothing_behind(served):
     fds = f'/proc/{served.process.pid}/fd'
     before = len(os.listdir(fds))
     for _ in range(30):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('n'))
+        handle = served.connect('n')
         for i in range(16):
             handle.aio_pread(nbd.Buffer(65536), i * 65536)
         handle.poll(0)

@@ -65,8 +65,7 @@ def attempt(daemon, path, check, **options):
         driver='qcow2', node_name='q', overlap_check=check, file={'driver': 'file', 'filename': str(path)}
     )
     served.export('q', writable=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     try:
         handle.pwrite(b'x' * CLUSTER, GUEST)
         data = None
@@ -116,14 +115,12 @@ def test_single_flags(name, template, on, image, daemon, rng):
 def test_sound_image_is_written_under_all_checks(image, daemon):
     """Also while snapshots come and go: what was a snapshot's table is the disk's alone afterwards."""
     path, _ = image
-    nbd = libnbd()
     served = daemon(nbd=True)
     served.blockdev_add(
         driver='qcow2', node_name='q', overlap_check='all', file={'driver': 'file', 'filename': str(path)}
     )
     served.export('q', writable=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     for turn in range(6):
         for at in range(0, 1 << 20, 3 * CLUSTER):
             handle.pwrite(bytes([turn]) * CLUSTER, at)

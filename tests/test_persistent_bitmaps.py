@@ -11,7 +11,7 @@ import pytest
 from lib import images
 from lib.crash import wait_unlocked
 from lib.differential import reference
-from lib.tools import libnbd, need, output, run
+from lib.tools import need, output, run
 
 SIZE = 64 << 20
 JOURNAL = 1 << 55
@@ -147,8 +147,7 @@ def test_commands(daemon, image, seen_by_reference, rng):
 def kill_under_load(one, rng):
     """Writes through NBD until the daemon is killed in the middle; the ranges of writes that were answered."""
     one.cmd('block-export-add', type='nbd', id='w', node_name='n', name='w', writable=True)
-    handle = libnbd().NBD()
-    handle.connect_uri(one.uri('w'))
+    handle = one.connect('w')
     written = []
 
     def write(offset, length):

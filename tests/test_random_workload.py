@@ -5,7 +5,7 @@ reference's check finds the image clean afterwards."""
 import pytest
 
 from lib import images
-from lib.tools import libnbd, need
+from lib.tools import need
 from lib.workload import Workload
 
 MATRIX = images.matrix()
@@ -13,7 +13,6 @@ MATRIX = images.matrix()
 
 @pytest.mark.parametrize('image', MATRIX, ids=[image.name for image in MATRIX])
 def test_shadow_copy_stays_equal(image, daemon, tmp, rng):
-    nbd = libnbd()
     need('qemu-img', 'qemu-io')
     path = images.make(image, tmp, rng)
     content = images.to_raw(path)
@@ -33,8 +32,7 @@ def test_shadow_copy_stays_equal(image, daemon, tmp, rng):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     work = Workload(handle, content, rng, grain=rng.choice((1, 512, 4096)))
     work.run(rounds=40)
     work.compare_all()
@@ -52,7 +50,6 @@ def test_shadow_copy_stays_equal(image, daemon, tmp, rng):
 )
 def test_restarts_in_between(name, daemon, tmp, rng):
     """The same with the daemon restarted between rounds, so that everything is read back from the file."""
-    nbd = libnbd()
     need('qemu-img', 'qemu-io')
     image = next(image for image in MATRIX if image.name == name)
     path = images.make(image, tmp, rng)
@@ -65,8 +62,7 @@ def test_restarts_in_between(name, daemon, tmp, rng):
             'nbd,id=e,node-name=q,writable=on',
             nbd=True,
         )
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('q'))
+        handle = served.connect('q')
         work = Workload(handle, content, rng)
         work.compare_all()
         work.run(rounds=10)

@@ -3,7 +3,6 @@
 
 import pytest
 
-from lib.tools import libnbd
 from lib.workload import Workload
 
 SIZE = 4 << 20
@@ -24,7 +23,6 @@ SIZE = 4 << 20
     ],
 )
 def test_raw_file(options, daemon, tmp, rng):
-    nbd = libnbd()
     path = tmp / 'raw.img'
     content = rng.randbytes(SIZE)
     path.write_bytes(content)
@@ -35,8 +33,7 @@ def test_raw_file(options, daemon, tmp, rng):
         'nbd,id=e,node-name=f,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('f'))
+    handle = served.connect('f')
     work = Workload(handle, content, rng)
     work.run(rounds=40)
     work.compare_all()
@@ -47,7 +44,6 @@ def test_raw_file(options, daemon, tmp, rng):
 
 def test_window_stays_inside(daemon, tmp, rng):
     """raw with offset and size never touches a byte outside of its window."""
-    nbd = libnbd()
     path = tmp / 'raw.img'
     content = rng.randbytes(SIZE)
     path.write_bytes(content)
@@ -59,8 +55,7 @@ def test_window_stays_inside(daemon, tmp, rng):
         'nbd,id=e,node-name=r,writable=on',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('r'))
+    handle = served.connect('r')
     assert handle.get_size() == size
     work = Workload(handle, content[offset : offset + size], rng)
     work.run(rounds=30)

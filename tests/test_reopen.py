@@ -159,8 +159,7 @@ def test_writer_becomes_reader_and_writer_again(daemon, tmp, rng):
     graph = Graph(served, tmp, rng)
     for i in range(3):
         served.export('q', 'e', name='e', writable=True)
-        handle = libnbd().NBD()
-        handle.connect_uri(served.uri('e'))
+        handle = served.connect('e')
         load = Workload(handle, graph.content, seeded(rng))
         load.run(5)
         with pytest.raises(QmpError, match="Read-only block node 'q' cannot support read-write users"):

@@ -16,12 +16,6 @@ def allocated(path):
     return os.stat(path).st_blocks * 512
 
 
-def connect(served, name):
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri(name))
-    return handle
-
-
 @pytest.mark.parametrize('discard', ['unmap', 'ignore'])
 def test_discard_modes(discard, daemon, tmp):
     (tmp / 'f').write_bytes(b'x' * (4 * MIB))
@@ -32,7 +26,7 @@ def test_discard_modes(discard, daemon, tmp):
         'nbd,id=e,node-name=f,writable=on',
         nbd=True,
     )
-    handle = connect(served, 'f')
+    handle = served.connect('f')
     handle.trim(2 * MIB, MIB)
     handle.flush()
     data = handle.pread(2 * MIB, MIB)
@@ -54,7 +48,7 @@ def test_detect_zeroes(mode, daemon, tmp):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = connect(served, 'q')
+    handle = served.connect('q')
     handle.pwrite(bytes(2 * MIB), 0)
     handle.flush()
     served.stop()
@@ -73,7 +67,7 @@ def test_write_zeroes_makes_holes_unless_told_not_to(daemon, tmp):
         'nbd,id=e,node-name=f,writable=on',
         nbd=True,
     )
-    handle = connect(served, 'f')
+    handle = served.connect('f')
     handle.zero(MIB, 0)
     handle.flush()
     assert allocated(tmp / 'f') <= 3 * MIB
@@ -109,7 +103,7 @@ def test_sizes_that_are_no_multiple_of_anything(daemon, tmp, rng):
 def test_read_only_export_of_a_writable_node(daemon):
     nbd = libnbd()
     served = daemon('--blockdev', 'null-co,node-name=n', '--export', 'nbd,id=e,node-name=n', nbd=True)
-    handle = connect(served, 'n')
+    handle = served.connect('n')
     assert handle.is_read_only()
     with nbdwire.connect(served.nbd_path, 'n') as wire:
         assert wire.error_of(wire.request(nbdwire.CMD_WRITE, 0, 4, payload=b'abcd')) == 22
@@ -130,7 +124,7 @@ def test_overlapping_unaligned_writes_under_direct_io(daemon, tmp, rng):
         'nbd,id=e,node-name=r,writable=on',
         nbd=True,
     )
-    handles = [connect(served, 'r') for _ in range(4)]
+    handles = [served.connect('r') for _ in range(4)]
     for handle in handles:
         handle.set_strict_mode(
             0
@@ -165,7 +159,7 @@ def test_backing_file_is_never_written(daemon, tmp, rng):
         'nbd,id=e,node-name=q,writable=on',
         nbd=True,
     )
-    handle = connect(served, 'q')
+    handle = served.connect('q')
     for offset in range(0, 2 * MIB, 50000):
         handle.pwrite(b'y' * 1000, min(offset, 2 * MIB - 1000))
     handle.flush()

@@ -80,8 +80,7 @@ def test_ends_with_clients_connected_and_requests_in_flight(daemon):
     )
     handles = []
     for _ in range(4):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri('n'))
+        handle = served.connect('n')
         handles.append(handle)
         for i in range(8):
             handle.aio_pread(nbd.Buffer(4096), i * 4096)
@@ -154,8 +153,7 @@ def test_export_removal_while_clients_work(daemon):
     """safe refuses while a client is connected; hard disconnects it."""
     nbd = libnbd()
     served = daemon(*NULL, '--export', 'nbd,id=e,node-name=n,writable=on', nbd=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     error = served.qmp.error('block-export-del', id='e')
     assert error.desc == "export 'e' still in use"
     assert handle.pread(512, 0)
@@ -169,8 +167,7 @@ def test_export_removal_while_clients_work(daemon):
 def test_server_stop_drops_clients(daemon):
     nbd = libnbd()
     served = daemon(*NULL, '--export', 'nbd,id=e,node-name=n,writable=on', nbd=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     served.cmd('nbd-server-stop')
     served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
     with pytest.raises(nbd.Error):

@@ -94,8 +94,7 @@ class Session:
 
     def connect(self):
         self.served.export('q', 'e', writable=True)
-        self.handle = libnbd().NBD()
-        self.handle.connect_uri(self.served.uri('q'))
+        self.handle = self.served.connect('q')
         self.work = Workload(self.handle, self.model.content, self.model.rng)
 
     def disconnect(self):
@@ -212,8 +211,7 @@ def test_broken_l1_tables(at, data, text, daemon, tmp):
         with pytest.raises(QmpError, match=text):
             served.cmd(command, device='q', name='one')
     served.export('q', writable=True)
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri('q'))
+    handle = served.connect('q')
     handle.pwrite(b'3' * 100000, 16384)
     assert handle.pread(200000, 0) == b'\1' * 16384 + b'3' * 100000 + bytes(83616)
     handle.shutdown()

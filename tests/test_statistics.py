@@ -3,7 +3,7 @@
 
 import pytest
 
-from lib.tools import libnbd, need, run
+from lib.tools import need, run
 
 pytestmark = [pytest.mark.sanitize, pytest.mark.better]  # the reference counts nothing for exports
 
@@ -16,7 +16,6 @@ def stats(served, node):
 
 @pytest.mark.parametrize('kind', ['null', 'raw', 'qcow2'])
 def test_counts_known_traffic(kind, daemon, tmp):
-    nbd = libnbd()
     need('qemu-img')
     (tmp / 'raw.img').write_bytes(bytes(1 << 20))
     run('qemu-img', 'create', '-q', '-f', 'qcow2', tmp / 'q.qcow2', '1M')
@@ -26,8 +25,7 @@ def test_counts_known_traffic(kind, daemon, tmp):
         'qcow2': f'qcow2,node-name=n,file.driver=file,file.filename={tmp}/q.qcow2,discard=unmap',
     }[kind]
     served = daemon('--blockdev', node, '--export', 'nbd,id=e,node-name=n,writable=on', nbd=True)
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     before = stats(served, 'n')
     for i in range(10):
         handle.pwrite(b'x' * 4096, i * 4096)
@@ -55,7 +53,6 @@ def test_counts_known_traffic(kind, daemon, tmp):
 
 
 def test_traffic_of_two_exports_adds_up(daemon):
-    nbd = libnbd()
     served = daemon(
         '--blockdev',
         'null-co,node-name=n,size=1048576',
@@ -66,8 +63,7 @@ def test_traffic_of_two_exports_adds_up(daemon):
         nbd=True,
     )
     for name, count in (('n', 5), ('b', 6)):
-        handle = nbd.NBD()
-        handle.connect_uri(served.uri(name))
+        handle = served.connect(name)
         for _ in range(count):
             handle.pread(1024, 0)
         handle.shutdown()
@@ -76,7 +72,6 @@ def test_traffic_of_two_exports_adds_up(daemon):
 
 
 def test_other_nodes_stay_at_zero(daemon):
-    nbd = libnbd()
     served = daemon(
         '--blockdev',
         'null-co,node-name=n,size=1048576',
@@ -86,8 +81,7 @@ def test_other_nodes_stay_at_zero(daemon):
         'nbd,id=a,node-name=n',
         nbd=True,
     )
-    handle = nbd.NBD()
-    handle.connect_uri(served.uri('n'))
+    handle = served.connect('n')
     handle.pread(512, 0)
     assert stats(served, 'idle')['rd_operations'] == 0
     assert served.cmd('query-blockstats') == []

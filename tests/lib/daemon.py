@@ -15,7 +15,7 @@ from signal import SIGTERM
 
 from lib.program import DEADLINE, Program, cpu_seconds
 from lib.qmp import Qmp
-from lib.tools import TOP
+from lib.tools import TOP, libnbd
 
 BINARY = os.environ.get('GRANARY_DAEMON', str(TOP / 'build' / 'compat' / 'qemu-storage-daemon'))
 
@@ -82,6 +82,14 @@ class Daemon(Program):
 
     def uri(self, name=''):
         return f'nbd+unix:///{name}?socket={self.nbd_path}'
+
+    def connect(self, name='', *contexts):
+        """A client of the NBD export, by libnbd."""
+        handle = libnbd().NBD()
+        for context in contexts:
+            handle.add_meta_context(context)
+        handle.connect_uri(self.uri(name))
+        return handle
 
     def cpu_seconds(self):
         return cpu_seconds(self.process.pid)

@@ -5,7 +5,7 @@ import json
 
 from lib import images
 from lib.qmp import dashed
-from lib.tools import libnbd, run
+from lib.tools import run
 from lib.workload import read_all, scatter
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -57,9 +57,7 @@ def open_image(served, path, form='luks', secret='s', **more):
 
 def connect(served, **options):
     served.export('q', **options)
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri('q'))
-    return handle
+    return served.connect('q')
 
 
 def amend(served, force=False, **options):

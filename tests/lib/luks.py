@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 from lib.qmp import dashed
-from lib.tools import libnbd, need
+from lib.tools import need
 
 MIB = 1 << 20
 PASSWORD = 'a pass,word=\u00e4'
@@ -49,9 +49,7 @@ def open_volume(served, path, name='l', secret='s', **more):
 
 def connect(served, name='l'):
     served.export(name, writable=True)
-    handle = libnbd().NBD()
-    handle.connect_uri(served.uri(name))
-    return handle
+    return served.connect(name)
 
 
 def close(served):
