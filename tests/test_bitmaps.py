@@ -174,8 +174,7 @@ def test_an_export_keeps_its_bitmaps(served):
     run('qemu-io', '-f', 'raw', *write, served.uri('r'))
     assert dirty_by_nbdinfo(served, 'r', 'b') == {SIZE // GRANULARITY - 1}
     assert dirty_by_nbdinfo(served, 'r', 'other') == set()  # nothing lies behind its end
-    served.cmd('block-export-del', id='r', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='r')
+    served.unexport('r', mode='hard')
     assert not bitmaps(served)['b']['busy']
     served.cmd('blockdev-del', node_name='m')
     served.cmd('block-dirty-bitmap-remove', node='n', name='b')

@@ -222,8 +222,7 @@ def test_size_below_changes(daemon, tmp, rng):
     served = serve(daemon, path)
     content = b''
     for size in (3 * MIB, 2 * MIB, 4 * MIB):
-        served.cmd('block-export-del', id='e', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        served.unexport('e', mode='hard')
         served.cmd('block_resize', node_name='q', size=size)
         served.export('c', 'e', writable=True)
         handle = served.connect('c')

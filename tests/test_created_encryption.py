@@ -160,8 +160,7 @@ def turn(served, path, secret, rng, shadow, add_key=False):
     if add_key:
         amend(served, state='active', new_secret='t', iter_time=10)
     shadow = use(served, rng, shadow)
-    served.cmd('block-export-del', id='exp-q', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('exp-q', mode='hard')
     served.cmd('blockdev-del', node_name='q')
     return shadow
 

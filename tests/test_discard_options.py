@@ -63,8 +63,7 @@ class Session:
     def disconnect(self):
         self.handle.flush()
         self.handle.shutdown()
-        self.served.cmd('block-export-del', id='e', mode='hard')
-        self.served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        self.served.unexport('e', mode='hard')
 
     def write(self, first, count, value):
         for i in range(first, first + count):

@@ -120,8 +120,7 @@ def test_many_operations_leave_nothing_behind(daemon, tmp):
                 for _ in range(3):
                     served.export('n1', 'x', kind='fuse', mountpoint=str(other))
                     assert other.read_bytes()[:10] == bytes(10)
-                    served.cmd('block-export-del', id='x')
-                    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='x')
+                    served.unexport('x')
             subprocess.run(
                 ['fio', '--name=x', f'--filename={mountpoint}', '--rw=randrw', '--bs=4k', '--size=32M', '--ioengine=libaio']
                 + ['--iodepth=16', '--direct=1', '--verify=crc32c', '--number_ios=1500', '--verify_state_save=0'],

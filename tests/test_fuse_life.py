@@ -145,8 +145,7 @@ def attempt(served, **options):
         served.export('n0', 'e0', 'fuse', **options)
     except QmpError as error:
         return error.desc
-    served.cmd('block-export-del', id='e0')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('e0')
     return None
 
 
@@ -207,8 +206,7 @@ def test_exports_of_several_kinds_share_a_node(daemon, image, mountpoint):
     served.export('n0', 'e1', 'nbd', name='x', writable=True)
     assert outcome(os.truncate, mountpoint, 4096) == 'EBUSY'
     assert mountpoint.read_bytes() == PATTERN
-    served.cmd('block-export-del', id='e1')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e1')
+    served.unexport('e1')
     os.truncate(mountpoint, 4096)
     assert mountpoint.read_bytes() == PATTERN[:4096]
 

@@ -111,8 +111,7 @@ def test_the_export_goes_while_the_file_is_open(lazily, daemon, tmp, mountpoint)
     if lazily:
         run('umount', '-l', mountpoint)
     assert os.pwrite(fd, b'x' * 4096, 0) == 4096
-    served.cmd('block-export-del', id='e0')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e0')
+    served.unexport('e0')
     assert outcome(os.pread, fd, 4096, MIB) == 'ENOTCONN'
     assert outcome(os.fstat, fd) == 'ENOTCONN'
     assert outcome(os.close, fd) == 'ENOTCONN'

@@ -205,8 +205,7 @@ def attempt(daemon, tmp, kind, case):
         result = outcome(CASES[case], mountpoint)
         contents = mountpoint.read_bytes()
         size = os.stat(mountpoint).st_size
-        daemon.cmd('block-export-del', id='e')
-        daemon.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        daemon.unexport('e')
     daemon.cmd('blockdev-del', node_name='n')
     return result, size, hashlib.sha1(contents).hexdigest()
 

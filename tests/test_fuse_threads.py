@@ -146,8 +146,7 @@ def test_exports_come_and_go_under_load(daemon, tmp, mountpoint):
         with subprocess.Popen(load, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             if i % 4:
                 wait_until(lambda: (tmp / 'image').stat().st_blocks > i, 'nothing is written')
-            served.cmd('block-export-del', id='e0')
-            served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e0')
+            served.unexport('e0')
             process.wait()
     served.stop()
     run('qemu-img', 'check', '-q', tmp / 'image')

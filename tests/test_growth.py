@@ -114,8 +114,7 @@ def test_what_is_mapped_behind_the_end_does_not_show(shape, daemon, tmp):
             assert handle.pread(size - new, new) == bytes(size - new)
             handle.pwrite(b'\x0b' * 65536, size - 65536)
         handle.shutdown()
-        served.cmd('block-export-del', id='e', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        served.unexport('e', mode='hard')
     served.stop()
     images.check(path)
     whole = b'\x09' * new + bytes(4 * MIB - 65536 - new) + b'\x0b' * 65536

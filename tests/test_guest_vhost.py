@@ -41,8 +41,7 @@ def life(tmp, daemon, disks, kernel, qemu):
         machine.wait_for('unplug-again', 200)
         unplug(machine, disks[:1])
         for disk in disks:
-            backend.cmd('block-export-del', id=disk.id)
-            backend.qmp.wait_event('BLOCK_EXPORT_DELETED', id=disk.id)
+            backend.unexport(disk.id)
             assert not disk.socket.exists()
         result = machine.finish(700)
     backend.quit()

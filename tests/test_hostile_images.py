@@ -119,8 +119,7 @@ def attack(served, path, writable=True):
         pass
     assert served.running(), f'crashed: {served.stderr()}'
     assert served.memory() < 700 << 20
-    served.cmd('block-export-del', id='exp-q', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='exp-q')
+    served.unexport('exp-q', mode='hard')
     served.cmd('blockdev-del', node_name='q')
     return True
 

@@ -213,8 +213,7 @@ class Side:
             handle.shutdown()
         except libnbd().Error:  # it has died
             pass
-        self.served.cmd('block-export-del', id='exp-q', mode='hard')
-        self.served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+        self.served.unexport('exp-q', mode='hard')
         return found
 
     def open(self, path, read_only):

@@ -124,10 +124,7 @@ def test_come_and_go(daemon, rng):
         if i % 2:
             handle.shutdown()
             del handle
-            served.cmd('block-export-del', id=f'e{i}', mode='hard')
-        else:
-            served.cmd('block-export-del', id=f'e{i}', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id=f'e{i}')
+        served.unexport(f'e{i}', mode='hard')
         for cookie in flying:
             while not steady.aio_command_completed(cookie):
                 steady.poll(-1)

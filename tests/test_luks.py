@@ -165,8 +165,7 @@ def test_resize(daemon, tmp, rng):
     data = rng.randbytes(SIZE)
     handle.pwrite(data, 0)
     handle.shutdown()
-    served.cmd('block-export-del', id='exp-l', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('exp-l', mode='hard')
     before = (tmp / 'a.luks').stat().st_size
     served.cmd('block_resize', node_name='l', size=SIZE + MIB)
     assert (tmp / 'a.luks').stat().st_size == before + MIB
@@ -235,8 +234,7 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
     data = rng.randbytes(4096)
     handle.pwrite(data, 0)
     handle.shutdown()
-    served.cmd('block-export-del', id='exp-l', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('exp-l', mode='hard')
     for message, options in {
         "'new-secret' is required to activate a keyslot": {'state': 'active'},
         'Invalid keyslot 8 specified, must be between 0 and 7': {'state': 'inactive', 'keyslot': 8},

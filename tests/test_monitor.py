@@ -45,8 +45,7 @@ def test_exact_bytes(daemon):
 
 def test_event_text(daemon):
     served = daemon('--blockdev', 'null-co,node-name=n', '--export', 'nbd,id=e,node-name=n', nbd=True)
-    served.cmd('block-export-del', id='e')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('e')
     line = next(line for line in served.qmp.lines if b'BLOCK_EXPORT_DELETED' in line)
     assert line.endswith(b'\r')
     event = json.loads(line)
@@ -97,8 +96,7 @@ def test_events_reach_every_negotiated_monitor(daemon, tmp):
         nbd=True,
     )
     second, silent = Qmp.connect(tmp / 'a'), Qmp.connect(tmp / 'b', negotiate=False)
-    served.cmd('block-export-del', id='e')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+    served.unexport('e')
     second.wait_event('BLOCK_EXPORT_DELETED', id='e')
     with pytest.raises(TimeoutError):
         silent.read_line(timeout=0.2)

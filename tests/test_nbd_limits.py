@@ -226,8 +226,7 @@ def test_stalled_writer_does_not_hold_others(served):
     with nbdwire.connect(served.nbd_path, 'n') as stalled:
         stalled.send(struct.pack('>IHHQQI', nbdwire.REQUEST_MAGIC, 0, CMD_WRITE, 1, 0, 1 << 20) + b'half')
         still_serves(served)
-        served.cmd('block-export-del', id='e', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        served.unexport('e', mode='hard')
 
 
 def test_requests_dribble_in(served):

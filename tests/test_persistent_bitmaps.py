@@ -92,8 +92,7 @@ def change(one, path, rng):
         command = rng.choice(['write', 'write -z', 'discard'])
         commands += ['-c', f'{command} {rng.randrange((SIZE - length) // 512) * 512} {length}']
     run('qemu-io', '-f', 'raw', *commands, one.uri('w'))
-    one.cmd('block-export-del', id='w', mode='hard')
-    one.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    one.unexport('w', mode='hard')
 
 
 @pytest.mark.sanitize
@@ -174,8 +173,7 @@ def dirty(one, name):
     """The dirty ranges as a client of NBD sees them."""
     one.cmd('block-export-add', type='nbd', id='r', node_name='n', name='r', bitmaps=[name])
     extents = json.loads(output('nbdinfo', f'--map=qemu:dirty-bitmap:{name}', '--json', one.uri('r')))
-    one.cmd('block-export-del', id='r', mode='hard')
-    one.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    one.unexport('r', mode='hard')
     return [(e['offset'], e['offset'] + e['length']) for e in extents if e['type'] == 1]
 
 

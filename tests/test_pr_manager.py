@@ -336,8 +336,7 @@ def test_a_hanging_command_does_not_hold_the_graph(daemon, tmp, fake):
     helper.wait_requests(1)
     served.export('n', writable=True)
     served.cmd('query-blockstats', query_nodes=True)
-    served.cmd('block-export-del', id='exp-n')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='exp-n')
+    served.unexport('exp-n')
     assert 'in use' in served.qmp.error('blockdev-del', node_name='n').desc
 
 

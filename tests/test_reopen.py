@@ -146,8 +146,7 @@ def test_reopening_under_load(daemon, tmp, rng):
         for client in clients:
             client.join()
     assert [client.error for client in clients] == [None] * CLIENTS
-    served.cmd('block-export-del', id='e', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+    served.unexport('e', mode='hard')
     served.quit()
     images.check(graph.image)
     assert images.to_raw(graph.image) == b''.join(bytes(client.load.shadow) for client in clients)
@@ -166,8 +165,7 @@ def test_writer_becomes_reader_and_writer_again(daemon, tmp, rng):
             served.cmd('blockdev-reopen', options=[{**graph.q, 'read-only': True}])
         load.run(2)
         handle.shutdown()
-        served.cmd('block-export-del', id='e', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+        served.unexport('e', mode='hard')
         served.cmd(
             'blockdev-reopen', options=[{**graph.q, 'read-only': True}, {**graph.f, 'read-only': True}]
         )

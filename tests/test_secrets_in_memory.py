@@ -60,8 +60,7 @@ def test_nothing_is_left(daemon, tmp, rng):
     assert read_all(handle) == shadow
     assert 'data key' in memory_has(served, pieces)
     handle.shutdown()
-    served.cmd('block-export-del', id='exp-q', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('exp-q', mode='hard')
     served.cmd('blockdev-del', node_name='q')
     assert memory_has(served, pieces) == {'password'}
     served.cmd('object-del', id='t')

@@ -157,8 +157,7 @@ def test_export_removal_while_clients_work(daemon):
     error = served.qmp.error('block-export-del', id='e')
     assert error.desc == "export 'e' still in use"
     assert handle.pread(512, 0)
-    served.cmd('block-export-del', id='e', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+    served.unexport('e', mode='hard')
     with pytest.raises(nbd.Error):
         handle.pread(512, 0)
     assert served.cmd('query-block-exports') == []

@@ -100,8 +100,7 @@ class Session:
     def disconnect(self):
         self.model.content = self.work.shadow
         self.handle.shutdown()
-        self.served.cmd('block-export-del', id='e', mode='hard')
-        self.served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+        self.served.unexport('e', mode='hard')
 
     def stop(self):
         self.disconnect()
@@ -325,8 +324,7 @@ def test_sizes_and_writers(daemon, tmp):
     served.export('q', 'w', writable=True)
     with pytest.raises(QmpError, match="'write' are both required"):
         served.cmd('x-blockdev-snapshot-apply-internal', device='q', name='small')
-    served.cmd('block-export-del', id='w')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('w')
     served.cmd('block-dirty-bitmap-add', node='q', name='b')
     with pytest.raises(QmpError, match='Device has active dirty bitmaps'):
         served.cmd('x-blockdev-snapshot-apply-internal', device='q', name='small')

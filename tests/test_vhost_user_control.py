@@ -255,8 +255,7 @@ def test_the_graph_changes_under_load(working, tmp):
             addr={'type': 'unix', 'path': str(tmp / 't')},
         )
         steps(load, 10)
-        guest.served.cmd('block-export-del', id='f')
-        guest.served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='f')
+        guest.served.unexport('f')
     load.compare_all()
 
 

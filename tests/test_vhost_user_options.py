@@ -33,8 +33,7 @@ def add(served, path, **changes):
 
 
 def remove(served):
-    served.cmd('block-export-del', id='e')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+    served.unexport('e')
 
 
 BLOCK_SIZE_TEXT = 'must be a power of 2 between 512 and 2097152'

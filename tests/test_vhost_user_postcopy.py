@@ -187,8 +187,7 @@ def test_others_do_not_wait_for_a_page(packed, served, tmp):
         with Guest(tmp / 't') as another:
             assert another.read(0, 4096) == served.content[:4096]
         if end == 'the export goes':
-            served.cmd('block-export-del', id='e')
-            served.qmp.wait_event('BLOCK_EXPORT_DELETED', id='e')
+            served.unexport('e')
         guest.close()
         os.close(uffd)
         if end == 'the client goes':

@@ -80,6 +80,11 @@ class Daemon(Program):
     def export(self, node, ident=None, kind='nbd', **arguments):
         return self.cmd('block-export-add', type=kind, id=ident or f'exp-{node}', node_name=node, **arguments)
 
+    def unexport(self, ident, **options):
+        """Ends an export, and waits until it is gone."""
+        self.cmd('block-export-del', id=ident, **options)
+        self.qmp.wait_event('BLOCK_EXPORT_DELETED', id=ident)
+
     def uri(self, name=''):
         return f'nbd+unix:///{name}?socket={self.nbd_path}'
 

@@ -53,8 +53,7 @@ def connect(served, name='l'):
 
 
 def close(served):
-    served.cmd('block-export-del', id='exp-l', mode='hard')
-    served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+    served.unexport('exp-l', mode='hard')
     served.cmd('blockdev-del', node_name='l')
 
 
