@@ -38,8 +38,7 @@ def served(daemon, tmp):
 
 def bitmaps(served, name='n'):
     """The bitmaps of a node by name."""
-    nodes = {node['node-name']: node for node in served.cmd('query-named-block-nodes', flat=True)}
-    return {bitmap['name']: bitmap for bitmap in nodes[name].get('dirty-bitmaps', [])}
+    return {bitmap['name']: bitmap for bitmap in served.node(name).get('dirty-bitmaps', [])}
 
 
 def granules(ranges):

@@ -2,7 +2,6 @@
 """Encrypted qcow2 images that Granary makes: the reference reads, writes and checks them, and says the same of them as of
 its own; they read as zeroes however much is allocated in advance."""
 
-import json
 import random
 
 import pytest
@@ -24,7 +23,7 @@ from lib.encrypted import (
     write_with_reference,
 )
 from lib.qmp import QmpError
-from lib.tools import libnbd, need, output
+from lib.tools import libnbd, need
 
 # Ours, and what qemu-img calls the same.
 OPTIONS = {
@@ -84,7 +83,7 @@ def make(served, path, options):
 
 def described(path):
     """What the reference says of an image, without what is never the same twice."""
-    info = json.loads(output('qemu-img', 'info', '-U', '--output=json', path))
+    info = images.info(path, '-U')
     luks = info['format-specific']['data']['encrypt']
     for name in ('uuid', 'master-key-iters'):
         luks.pop(name)

@@ -7,7 +7,7 @@ import pytest
 
 from lib import images
 from lib.qmp import QmpError
-from lib.tools import need, output
+from lib.tools import need
 
 MIB = 1 << 20
 OPTIONS = [
@@ -59,7 +59,7 @@ def test_created_image(options, daemon, tmp, rng):
     served.cmd('blockdev-del', node_name='file')
     path = tmp / 'new.qcow2'
     images.check(path)
-    info = json.loads(output('qemu-img', 'info', '--output=json', path))
+    info = images.info(path)
     assert info['virtual-size'] == size and info['format'] == 'qcow2'
     assert info['cluster-size'] == options.get('cluster-size', 65536)
     specific = info['format-specific']['data']

@@ -81,9 +81,7 @@ def test_corruptions(image, rng):
 def test_marked_corrupt(image, rng, daemon):
     """An image that no daemon opens for writing any more is repaired, and opens again."""
     hurt(image, rng, 'l2_copied')
-    with open(image, 'r+b') as file:
-        file.seek(79)
-        file.write(b'\2')
+    images.patch(image, 79, b'\2')
     served = daemon()
     options = {'driver': 'qcow2', 'node_name': 'q', 'file': {'driver': 'file', 'filename': str(image)}}
     assert served.qmp.error('blockdev-add', **options).desc.endswith('Image is corrupt; cannot be opened read/write')

@@ -64,12 +64,6 @@ def image(tmp):
     return path
 
 
-def patch(path, offset, data):
-    with open(path, 'r+b') as file:
-        file.seek(offset)
-        file.write(data)
-
-
 def read_at(path, offset, layout):
     with open(path, 'rb') as file:
         file.seek(offset)
@@ -132,7 +126,7 @@ def test_header_field(field, image, daemon):
     served = daemon(nbd=True)
     for value in VALUES[layout]:
         image.write_bytes(original)
-        patch(image, offset, struct.pack(layout, value))
+        images.patch(image, offset, struct.pack(layout, value))
         attack(served, image)
 
 
@@ -150,10 +144,10 @@ def test_header_extensions(bits, image, daemon):
         struct.pack('>II', 0x0537BE77, 16) + b'\xff' * 16,
         struct.pack('>II', 0xE2792ACA, 5) + b'a\0b\xffc',
     ):
-        patch(image, length, extension[: 65536 - length])
-        patch(image, 20, struct.pack('>I', bits if bits != 12 else 16))
+        images.patch(image, length, extension[: 65536 - length])
+        images.patch(image, 20, struct.pack('>I', bits if bits != 12 else 16))
         attack(served, image, writable=False)
-        patch(image, 20, struct.pack('>I', 16))
+        images.patch(image, 20, struct.pack('>I', 16))
 
 
 @pytest.mark.better  # the reference ends with a failed assertion
@@ -170,7 +164,7 @@ def test_self_referencing_tables(image, daemon):
         for at in (l1, l2, l2 + 8, reftable):
             for flags in (copied, 0):
                 image.write_bytes(original)
-                patch(image, at, struct.pack('>Q', where | (flags if at != reftable else 0)))
+                images.patch(image, at, struct.pack('>Q', where | (flags if at != reftable else 0)))
                 attack(served, image)
 
 
@@ -179,7 +173,7 @@ def test_corruption_is_reported_as_an_event(image, daemon):
     nbd = libnbd()
     l1 = read_at(image, 40, '>Q')
     l2 = read_at(image, l1, '>Q') & 0x00FFFFFFFFFFFE00
-    patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))  # cluster 20 lies where the L1 table is
+    images.patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))  # cluster 20 lies where the L1 table is
     served = daemon(
         '--blockdev',
         f'qcow2,node-name=q,file.driver=file,file.filename={image}',
@@ -216,7 +210,7 @@ def test_compressed_cluster_descriptors(image, daemon):
         (1 << 62) | l2,
     ):
         image.write_bytes(original)
-        patch(image, l2, struct.pack('>Q', entry))
+        images.patch(image, l2, struct.pack('>Q', entry))
         attack(served, image)
 
 
@@ -262,8 +256,8 @@ def test_truncated_images(image, daemon):
 
 def set_backing(path, name):
     data = name.encode()
-    patch(path, 1024, data)
-    patch(path, 8, struct.pack('>QI', 1024, len(data)))
+    images.patch(path, 1024, data)
+    images.patch(path, 8, struct.pack('>QI', 1024, len(data)))
 
 
 @pytest.mark.better
@@ -349,18 +343,18 @@ def test_huge_virtual_size(image, daemon, tmp):
 def test_unknown_incompatible_bit_is_refused_by_name(image, daemon):
     """The feature name table of the image names the unknown bit."""
     length = read_at(image, 100, '>I')
-    patch(
+    images.patch(
         image,
         length,
         struct.pack('>II', 0x6803F857, 48) + struct.pack('>BB46s', 0, 40, b'time travel') + bytes(8),
     )
-    patch(image, 72, struct.pack('>Q', 1 << 40))
+    images.patch(image, 72, struct.pack('>Q', 1 << 40))
     with pytest.raises(StartError, match='time travel'):
         daemon('--blockdev', f'qcow2,node-name=q,file.driver=file,file.filename={image}')
 
 
 def test_unknown_autoclear_bits_are_cleared_on_writing(image, daemon):
-    patch(image, 88, struct.pack('>Q', 1 << 20))
+    images.patch(image, 88, struct.pack('>Q', 1 << 20))
     served = daemon('--blockdev', f'qcow2,node-name=q,read-only=on,file.driver=file,file.filename={image}')
     served.stop()
     assert read_at(image, 88, '>Q') == 1 << 20
@@ -416,7 +410,7 @@ def test_refcount_table_that_names_one_block_for_all(image, daemon):
     nbd = libnbd()
     table = read_at(image, 48, '>Q')
     block = read_at(image, table, '>Q')
-    patch(image, table, struct.pack('>Q', block) * (65536 // 8))
+    images.patch(image, table, struct.pack('>Q', block) * (65536 // 8))
     served = daemon(
         '--blockdev',
         f'qcow2,node-name=q,file.driver=file,file.filename={image}',
@@ -451,7 +445,7 @@ def test_one_report_of_corruption(image, daemon):
     nbd = libnbd()
     l1 = read_at(image, 40, '>Q')
     l2 = read_at(image, l1, '>Q') & 0x00FFFFFFFFFFFE00
-    patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))
+    images.patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))
     served = daemon(
         '--blockdev',
         f'qcow2,node-name=q,file.driver=file,file.filename={image}',

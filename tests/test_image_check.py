@@ -12,7 +12,7 @@ import pytest
 from lib import images
 from lib.qcow2damage import OTHERS, REPAIRABLE, Damage
 from lib.qmp import QmpError
-from lib.tools import libnbd, need, output, run
+from lib.tools import libnbd, need, run
 
 KINDS = {
     'plain': 'cluster_size=65536',
@@ -171,7 +171,7 @@ def test_incomplete_snapshots(kind, originals, daemon, tmp, rng):
 def snapshots(path):
     """What is known of each one, and its contents."""
     found = []
-    for about in json.loads(output('qemu-img', 'info', '--output=json', path))['snapshots']:
+    for about in images.info(path)['snapshots']:
         run('qemu-img', 'convert', '-f', 'qcow2', '-O', 'raw', '-l', about['name'], path, f'{path}.raw')
         about.pop('icount', None)  # was dropped with the rest
         found.append((about, (path.parent / f'{path.name}.raw').read_bytes()))

@@ -84,7 +84,5 @@ def test_with_snapshots(compat, daemon, tmp, rng):
 def test_marked(bit, daemon, tmp, rng):
     need('qemu-img', 'qemu-io')
     path = images.make(Image('m', opts(lazy_refcounts='on')), tmp, rng)
-    with open(path, 'r+b') as file:
-        file.seek(79)
-        file.write(bytes([1 << bit]))
+    images.patch(path, 79, bytes([1 << bit]))
     compare(daemon, path)

@@ -174,7 +174,7 @@ class Reference:
         return self.read('-l', f'snapshot.name={name}')
 
     def info(self):
-        return json.loads(output('qemu-img', 'info', '--output=json', self.drawn.path))
+        return images.info(self.drawn.path)
 
     def check(self):
         """Clean; returns what it has counted."""

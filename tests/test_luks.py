@@ -151,7 +151,7 @@ def test_every_slot_is_tried(slot, daemon, tmp):
     open_volume(served, path, secret='t')
     with pytest.raises(QmpError, match='Invalid password, cannot unlock any keyslot'):
         open_volume(served, path, name='m')
-    info = served.cmd('query-named-block-nodes', flat=True)[0]['image']['format-specific']['data']
+    info = served.node('l')['image']['format-specific']['data']
     assert [s['active'] for s in info['slots']] == [i == slot for i in range(8)]
 
 
@@ -215,8 +215,7 @@ def test_size_follows_the_file(daemon, tmp, rng):
 
 
 def active(served):
-    (node,) = [n for n in served.cmd('query-named-block-nodes', flat=True) if n['node-name'] == 'l']
-    return [i for i, slot in enumerate(node['image']['format-specific']['data']['slots']) if slot['active']]
+    return [i for i, slot in enumerate(served.node('l')['image']['format-specific']['data']['slots']) if slot['active']]
 
 
 def test_keys_are_added_and_erased(daemon, tmp, rng):
@@ -384,9 +383,7 @@ def test_too_many_iterations(daemon, tmp):
     """A header cannot keep a thread busy for hours."""
     need('qemu-img')
     make_with_reference(tmp / 'a.luks')
-    with open(tmp / 'a.luks', 'r+b') as file:
-        file.seek(SLOT + 4)
-        file.write(be32(0xFFFFFFFF))
+    images.patch(tmp / 'a.luks', SLOT + 4, be32(0xFFFFFFFF))
     served = daemon(*SECRET)
     with pytest.raises(QmpError, match='Keyslot 0 would take too long'):
         open_volume(served, tmp / 'a.luks')

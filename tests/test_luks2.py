@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from lib import images
 from lib.luks import (
     MIB,
     OTHER,
@@ -95,9 +96,7 @@ def test_interchange(cipher, bits, hashed, pbkdf, daemon, tmp, rng):
     (tmp / 'plain.raw').write_bytes(data)
     run('qemu-img', 'convert', *SECRET, '-n', '-f', 'raw', '--target-image-opts', tmp / 'plain.raw',
         f'driver=luks,key-secret=s,file.driver=file,file.filename={tmp}/twin')  # fmt: skip
-    with open(path, 'r+b') as file:
-        file.seek(HEAD)
-        file.write((tmp / 'twin').read_bytes()[start:])
+    images.patch(path, HEAD, (tmp / 'twin').read_bytes()[start:])
     assert read_volume(served, path) == data
 
 
@@ -121,9 +120,7 @@ def test_sector_sizes(mode, cipher, bits, sector, daemon, tmp, rng):
     close(served)
     assert decrypt(path.read_bytes()[HEAD : HEAD + SIZE], key, mode, sector) == shadow
     data = rng.randbytes(SIZE)
-    with open(path, 'r+b') as file:
-        file.seek(HEAD)
-        file.write(decrypt(data, key, mode, sector, encrypt=True))
+    images.patch(path, HEAD, decrypt(data, key, mode, sector, encrypt=True))
     assert read_volume(served, path) == data
 
 

@@ -51,8 +51,7 @@ def open_image(one, path, **options):
 
 
 def bitmaps(one):
-    nodes = {node['node-name']: node for node in one.cmd('query-named-block-nodes', flat=True)}
-    return {bitmap['name']: bitmap for bitmap in nodes['n'].get('dirty-bitmaps', [])}
+    return {bitmap['name']: bitmap for bitmap in one.node('n').get('dirty-bitmaps', [])}
 
 
 def sums(one, names='ad'):
@@ -63,8 +62,7 @@ def sums(one, names='ad'):
 
 def stored(path):
     """The bitmaps by name as qemu-img shows them."""
-    info = json.loads(output('qemu-img', 'info', '--output=json', path))
-    return {b['name']: set(b['flags']) for b in info['format-specific']['data'].get('bitmaps', [])}
+    return {b['name']: set(b['flags']) for b in images.info(path)['format-specific']['data'].get('bitmaps', [])}
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 """Encrypted qcow2 images that the reference made: read and written by Granary, and read and checked by the reference;
 changes of their keys."""
 
-import json
 import subprocess
 
 import pytest
@@ -25,7 +24,7 @@ from lib.encrypted import (
     write_with_reference,
 )
 from lib.qmp import QmpError
-from lib.tools import libnbd, need, output, run
+from lib.tools import libnbd, need, run
 from lib.workload import read_all, scatter
 
 OPTIONS = [
@@ -53,8 +52,8 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
     write_with_reference(path, shadow)
     served = daemon(*SECRET, nbd=True)
     open_image(served, path)
-    (node,) = [n for n in served.cmd('query-named-block-nodes', flat=True) if n['node-name'] == 'q']
-    theirs = json.loads(output('qemu-img', 'info', '-U', '--output=json', path))['format-specific']['data']['encrypt']
+    node = served.node('q')
+    theirs = images.info(path, '-U')['format-specific']['data']['encrypt']
     ours = node['image']['format-specific']['data']['encrypt']
     ours.pop('detached-header')  # not said by the reference of Debian 12
     assert node['encrypted'] and node['image']['encrypted'] and ours == theirs
@@ -68,8 +67,7 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
 
 
 def slots(served):
-    (node,) = [n for n in served.cmd('query-named-block-nodes', flat=True) if n['node-name'] == 'q']
-    slots = node['image']['format-specific']['data']['encrypt']['slots']
+    slots = served.node('q')['image']['format-specific']['data']['encrypt']['slots']
     return [i for i, slot in enumerate(slots) if slot['active']]
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The limits of the snapshot table: how many, how large, how long their texts and extra data. Both programs refuse the same."""
 
-import json
 import pathlib
 import shutil
 import struct
@@ -67,10 +66,6 @@ def open_image(served, path):
     return answer(
         served.blockdev_add, driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)}
     )
-
-
-def listed(path):
-    return json.loads(run('qemu-img', 'info', '--output=json', path).stdout).get('snapshots', [])
 
 
 def count(path):
@@ -146,4 +141,4 @@ def test_longest_texts_and_extra_data_are_kept(daemon, tmp):
     served.stop()
     images.check(path)
     assert long[40:] in path.read_bytes()
-    assert [len(one['name']) for one in listed(path)] == [255, 1, 255]  # of the first, qemu-img shows no more
+    assert [len(one['name']) for one in images.info(path)['snapshots']] == [255, 1, 255]  # of the first, qemu-img shows no more

@@ -2,7 +2,6 @@
 """Internal snapshots against a model: random requests, snapshots made, deleted and gone back to, by the daemon and by
 qemu-img in turn. Every snapshot keeps its contents, and the reference's check finds nothing."""
 
-import json
 
 import pytest
 
@@ -61,8 +60,7 @@ class Model:
                 assert file.read() == content[: len(self.content)], f'snapshot {name}'
 
     def listed(self):
-        done = run('qemu-img', 'info', '--output=json', self.path)
-        return json.loads(done.stdout).get('snapshots', [])
+        return images.info(self.path).get('snapshots', [])
 
     def with_qemu_img(self):
         """One change by the reference."""
@@ -166,12 +164,6 @@ def test_against_model(image, daemon, tmp, rng):
     assert {one['name'] for one in model.listed()} == set(model.snapshots)
 
 
-def patch(path, offset, data):
-    with open(path, 'r+b') as file:
-        file.seek(offset)
-        file.write(data)
-
-
 def snapshot_image(tmp):
     """A small image with data and two snapshots; with the place of the table."""
     path = tmp / 's.qcow2'
@@ -186,7 +178,7 @@ def snapshot_image(tmp):
 def test_broken_table(daemon, tmp):
     """An image whose snapshot table cannot be is not opened."""
     path, table = snapshot_image(tmp)
-    patch(path, table + 36, (4096).to_bytes(4, 'big'))
+    images.patch(path, table + 36, (4096).to_bytes(4, 'big'))
     served = daemon()
     with pytest.raises(QmpError, match='Too much extra metadata in snapshot table entry 0'):
         served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
@@ -203,7 +195,7 @@ def test_broken_table(daemon, tmp):
 def test_broken_l1_tables(at, data, text, daemon, tmp):
     """As with the reference, the image can be used, but its snapshots cannot be changed."""
     path, table = snapshot_image(tmp)
-    patch(path, table + at, data)
+    images.patch(path, table + at, data)
     served = daemon(nbd=True)
     served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
     for command in ('blockdev-snapshot-delete-internal-sync', 'x-blockdev-snapshot-apply-internal'):
@@ -222,7 +214,7 @@ def test_snapshot_of_free_clusters(daemon, tmp):
     path, table = snapshot_image(tmp)
     data = path.read_bytes()
     l1 = int.from_bytes(data[table : table + 8], 'big')
-    patch(path, l1, (len(data) + 40960 & ~4095).to_bytes(8, 'big'))
+    images.patch(path, l1, (len(data) + 40960 & ~4095).to_bytes(8, 'big'))
     before = images.to_raw(path)
     served = daemon()
     served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
@@ -244,14 +236,14 @@ def test_unknown_extra_data_is_kept(daemon, tmp):
     entry[40:48] = (0x123456789A).to_bytes(8, 'big')
     entry[56:64] = (77).to_bytes(8, 'big')
     entry[64:64] = b'unknown bytes'
-    patch(path, second, bytes(entry))
+    images.patch(path, second, bytes(entry))
     served = daemon()
     served.blockdev_add(driver='qcow2', node_name='q', file={'driver': 'file', 'filename': str(path)})
     served.cmd('blockdev-snapshot-internal-sync', device='q', name='three')
     served.cmd('blockdev-snapshot-delete-internal-sync', device='q', name='one')
     shown = next(n for n in served.cmd('query-named-block-nodes') if n.get('node-name') == 'q')['image']
     served.stop()
-    info = json.loads(run('qemu-img', 'info', '--output=json', path).stdout)
+    info = images.info(path)
     assert shown['snapshots'] == info['snapshots']
     assert [(s['name'], s['vm-state-size'], s.get('icount')) for s in info['snapshots']] == [
         ('two', 0x123456789A, 77),

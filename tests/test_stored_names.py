@@ -6,6 +6,7 @@ import struct
 
 import pytest
 
+from lib import images
 from lib.program import StartError
 from lib.tools import run
 
@@ -105,19 +106,13 @@ def test_descriptors_of_the_daemon_are_no_files(name, pool, daemon):
 @pytest.mark.parametrize('name', ('file:base.qcow2', 'fat:rw:/etc', 'nbd://localhost', 'json:{}', 'x:base.qcow2'))
 def test_protocols_are_not_followed(name, pool, daemon):
     path = image(pool, 'base.qcow2')
-    with open(path, 'r+b') as file:
-        file.seek(8)
-        file.write(struct.pack('>QI', 2048, len(name)))
-        file.seek(2048)
-        file.write(name.encode())
+    images.patch(path, 8, struct.pack('>QI', 2048, len(name)))
+    images.patch(path, 2048, name.encode())
     assert 'only paths of local files are followed; name the node explicitly instead' in refusal(daemon, path)
 
 
 def test_a_name_ends_with_its_first_zero(pool, daemon):
     path = image(pool, 'base.qcow2')
-    with open(path, 'r+b') as file:
-        file.seek(8)
-        file.write(struct.pack('>QI', 2048, 20))
-        file.seek(2048)
-        file.write(b'base.qcow2\0/../../../')
+    images.patch(path, 8, struct.pack('>QI', 2048, 20))
+    images.patch(path, 2048, b'base.qcow2\0/../../../')
     start(daemon, path)

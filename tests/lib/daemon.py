@@ -77,6 +77,11 @@ class Daemon(Program):
     def blockdev_add(self, **arguments):
         return self.cmd('blockdev-add', **arguments)
 
+    def node(self, name):
+        """What the daemon says of a node."""
+        (found,) = [node for node in self.cmd('query-named-block-nodes', flat=True) if node.get('node-name') == name]
+        return found
+
     def export(self, node, ident=None, kind='nbd', **arguments):
         return self.cmd('block-export-add', type=kind, id=ident or f'exp-{node}', node_name=node, **arguments)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The matrix of qcow2 images that qemu-img makes, and their contents."""
 
+import json
 import pathlib
 import random
 import subprocess
@@ -8,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from lib.tools import run
+from lib.tools import output, run
 
 MIB = 1 << 20
 
@@ -217,6 +218,18 @@ def check(path, leaks_allowed=False):
     assert done.returncode == 0 or (
         leaks_allowed and done.returncode == 3
     ), f'{path}: {done.returncode}\n{done.stdout.decode()[-3000:]}'
+
+
+def info(path, *options):
+    """What qemu-img says of the image."""
+    return json.loads(output('qemu-img', 'info', '--output=json', *options, path))
+
+
+def patch(path, offset, data):
+    """Writes into the file, whatever is there."""
+    with open(path, 'r+b') as file:
+        file.seek(offset)
+        file.write(data)
 
 
 def create_encrypted(*arguments):
