@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fixtures that every system test shares."""
 
+import contextlib
 import os
 import pathlib
 import random
@@ -15,6 +16,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 from lib import prhelper  # noqa: E402
 from lib.daemon import BINARY, Daemon  # noqa: E402
 from lib.tools import need_root  # noqa: E402
+from lib.vhostuser import Guest  # noqa: E402
 
 
 def pytest_configure(config):
@@ -97,3 +99,17 @@ def helpers(tmp):
 def helper(helpers):
     """Starts a helper with a socket and waits until it serves."""
     return lambda *args, **options: helpers().start(*args, **options)
+
+
+@pytest.fixture
+def null():
+    """What requests for a helper can be about, where the answer does not matter."""
+    with open('/dev/null', 'rb+', buffering=0) as file:
+        yield file
+
+
+@pytest.fixture
+def guests():
+    """A factory of drivers of vhost-user disks, which leave when the test is over."""
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **options: stack.enter_context(Guest(*args, **options))

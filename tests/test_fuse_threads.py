@@ -3,7 +3,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 
 import pytest
@@ -22,14 +21,6 @@ def mountpoint(tmp):
     path.touch()
     with cleaned(path):
         yield path
-
-
-def thread_times(served):
-    """CPU nanoseconds of each thread by id."""
-    return {
-        int(task.name): int((task / 'schedstat').read_text().split()[0])
-        for task in pathlib.Path(f'/proc/{served.process.pid}/task').iterdir()
-    }
 
 
 def iothreads(*names):
@@ -73,13 +64,13 @@ def test_each_loop_of_the_list_serves(form, daemon, tmp, mountpoint):
     need('qemu-img', 'fio')
     nodes = make_image(tmp / 'image', form, 64 * MIB)
     served = daemon(*iothreads('t0', 't1', 't2'), *nodes, *export(mountpoint, iothread=['t0', 't1', 't2']))
-    before = thread_times(served)
+    before = served.thread_times()
     run(
         *fio(
             mountpoint, 16 * MIB, numjobs=4, offset_increment=16 * MIB, ioengine='io_uring', bsrange='4k-64k'
         )
     )
-    after = thread_times(served)
+    after = served.thread_times()
     ids = {thread['id']: thread['thread-id'] for thread in served.cmd('query-iothreads')}
     for name in ('t0', 't1', 't2'):
         assert after[ids[name]] > before[ids[name]], f'{name} has done nothing'

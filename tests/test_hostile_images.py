@@ -70,6 +70,16 @@ def read_at(path, offset, layout):
         return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
 
 
+def serve(daemon, path):
+    return daemon(
+        '--blockdev',
+        f'qcow2,node-name=q,file.driver=file,file.filename={path}',
+        '--export',
+        'nbd,id=e,node-name=q,writable=on',
+        nbd=True,
+    )
+
+
 def attack(served, path, writable=True):
     """Opens the image if it opens, uses all of it, and sees that the daemon lives; returns whether it opened."""
     nbd = libnbd()
@@ -174,13 +184,7 @@ def test_corruption_is_reported_as_an_event(image, daemon):
     l1 = read_at(image, 40, '>Q')
     l2 = read_at(image, l1, '>Q') & 0x00FFFFFFFFFFFE00
     images.patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))  # cluster 20 lies where the L1 table is
-    served = daemon(
-        '--blockdev',
-        f'qcow2,node-name=q,file.driver=file,file.filename={image}',
-        '--export',
-        'nbd,id=e,node-name=q,writable=on',
-        nbd=True,
-    )
+    served = serve(daemon, image)
     handle = served.connect('q')
     with pytest.raises(nbd.Error):
         handle.pwrite(b'x' * 512, 20 * 65536)
@@ -324,13 +328,7 @@ def test_huge_virtual_size(image, daemon, tmp):
     """The largest image that the format allows is served without allocating for it."""
     path = tmp / 'huge.qcow2'
     run('qemu-img', 'create', '-q', '-f', 'qcow2', '-o', 'cluster_size=2M', path, 1 << 50)
-    served = daemon(
-        '--blockdev',
-        f'qcow2,node-name=q,file.driver=file,file.filename={path}',
-        '--export',
-        'nbd,id=e,node-name=q,writable=on',
-        nbd=True,
-    )
+    served = serve(daemon, path)
     handle = served.connect('q')
     end = (1 << 50) - 4096
     handle.pwrite(b'end of the world' * 256, end)
@@ -358,13 +356,7 @@ def test_unknown_autoclear_bits_are_cleared_on_writing(image, daemon):
     served = daemon('--blockdev', f'qcow2,node-name=q,read-only=on,file.driver=file,file.filename={image}')
     served.stop()
     assert read_at(image, 88, '>Q') == 1 << 20
-    served = daemon(
-        '--blockdev',
-        f'qcow2,node-name=q,file.driver=file,file.filename={image}',
-        '--export',
-        'nbd,id=e,node-name=q,writable=on',
-        nbd=True,
-    )
+    served = serve(daemon, image)
     handle = served.connect('q')
     handle.pwrite(b'x', 0)
     handle.shutdown()
@@ -411,13 +403,7 @@ def test_refcount_table_that_names_one_block_for_all(image, daemon):
     table = read_at(image, 48, '>Q')
     block = read_at(image, table, '>Q')
     images.patch(image, table, struct.pack('>Q', block) * (65536 // 8))
-    served = daemon(
-        '--blockdev',
-        f'qcow2,node-name=q,file.driver=file,file.filename={image}',
-        '--export',
-        'nbd,id=e,node-name=q,writable=on',
-        nbd=True,
-    )
+    served = serve(daemon, image)
     handle = served.connect('q')
     assert handle.pread(65536, 0) == b'\1' * 65536
     with pytest.raises(nbd.Error) as refused:
@@ -446,13 +432,7 @@ def test_one_report_of_corruption(image, daemon):
     l1 = read_at(image, 40, '>Q')
     l2 = read_at(image, l1, '>Q') & 0x00FFFFFFFFFFFE00
     images.patch(image, l2 + 8 * 20, struct.pack('>Q', (1 << 63) | l1))
-    served = daemon(
-        '--blockdev',
-        f'qcow2,node-name=q,file.driver=file,file.filename={image}',
-        '--export',
-        'nbd,id=e,node-name=q,writable=on',
-        nbd=True,
-    )
+    served = serve(daemon, image)
     handle = served.connect('q')
     for _ in range(2):
         with pytest.raises(nbd.Error):

@@ -2,7 +2,6 @@
 """Exports in iothreads: the work happens there, nodes can be shared, everything ends well."""
 
 import os
-import pathlib
 
 import pytest
 
@@ -12,14 +11,6 @@ from lib.tools import libnbd, need, wait_until
 from lib.workload import Workload
 
 pytestmark = pytest.mark.sanitize
-
-
-def thread_times(served):
-    """CPU nanoseconds of each thread by id."""
-    return {
-        int(task.name): int((task / 'schedstat').read_text().split()[0])
-        for task in pathlib.Path(f'/proc/{served.process.pid}/task').iterdir()
-    }
 
 
 def test_work_happens_in_the_iothread(daemon):
@@ -35,13 +26,13 @@ def test_work_happens_in_the_iothread(daemon):
     )
     handle = served.connect('n')
     main = served.process.pid
-    before = thread_times(served)
+    before = served.thread_times()
     for _ in range(20):
         cookies = [handle.aio_pread(nbd.Buffer(1 << 20), i << 20) for i in range(16)]
         for cookie in cookies:
             while not handle.aio_command_completed(cookie):
                 handle.poll(-1)
-    after = thread_times(served)
+    after = served.thread_times()
     used = {task: after[task] - before.get(task, 0) for task in after}
     others = sum(ticks for task, ticks in used.items() if task != main)
     assert others > used[main], used
@@ -166,7 +157,7 @@ def test_threads_end_with_their_object(daemon):
 
 def cpu_of(served):
     """CPU nanoseconds of each iothread by its object's id."""
-    times = thread_times(served)
+    times = served.thread_times()
     return {info['id']: times[info['thread-id']] for info in served.cmd('query-iothreads')}
 
 

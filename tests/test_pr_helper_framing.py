@@ -23,12 +23,6 @@ HELLO = struct.pack('>I', 0)
 pytestmark = pytest.mark.sanitize
 
 
-@pytest.fixture
-def null():
-    with open('/dev/null', 'rb+', buffering=0) as file:
-        yield file
-
-
 def settled(helper, before, what):
     """All clients are gone and no descriptor was left behind; idle workers may have joined meanwhile."""
     assert helper.serves()

@@ -18,12 +18,6 @@ DAEMON = pwd.getpwnam('daemon').pw_uid
 pytestmark = pytest.mark.better
 
 
-@pytest.fixture
-def null():
-    with open('/dev/null', 'rb+', buffering=0) as file:
-        yield file
-
-
 class As:
     """Connections that are made here belong to another user."""
 

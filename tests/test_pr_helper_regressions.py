@@ -32,12 +32,6 @@ SOON_SECONDS = 5
 pytestmark = pytest.mark.better
 
 
-@pytest.fixture
-def null():
-    with open('/dev/null', 'rb+', buffering=0) as file:
-        yield file
-
-
 @contextlib.contextmanager
 def user(uid):
     """Connections that are made here belong to another user."""

@@ -19,9 +19,8 @@ IMAGES = {
 
 
 @pytest.fixture
-def serve(daemon, tmp):
+def serve(daemon, tmp, guests):
     """Starts a daemon with the image; the guest goes on with the next."""
-    guests = []
 
     def factory(path, driver, **options):
         served = daemon(
@@ -32,12 +31,9 @@ def serve(daemon, tmp):
             + (f'file.driver=file,file.filename={path}' if driver == 'qcow2' else f'filename={path}'),
             *export(tmp / 's', writable='on', **options),
         )
-        guests.append(Guest(tmp / 's', queues=int(options.get('num_queues', 1))))
-        return served, guests[-1]
+        return served, guests(tmp / 's', queues=int(options.get('num_queues', 1)))
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 @pytest.mark.sanitize

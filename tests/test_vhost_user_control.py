@@ -9,7 +9,7 @@ import os
 import pytest
 
 from lib.vhostload import Load
-from lib.vhostuser import IN, OK, Guest, Layout, Msg, Request, export
+from lib.vhostuser import IN, OK, Layout, Msg, Request, export
 from lib.virtqueue import Memory, Region
 
 pytestmark = pytest.mark.sanitize
@@ -20,11 +20,10 @@ rings = pytest.mark.parametrize(
 
 
 @pytest.fixture
-def working(daemon, tmp, rng):
+def working(daemon, tmp, rng, guests):
     """Starts a daemon with an image; returns a function that makes a guest and its load."""
     content = rng.randbytes(MIB)
     (tmp / 'image').write_bytes(content)
-    guests = []
 
     def factory(
         node=f'file,node-name=n,filename={tmp}/image', queues=2, more=(), options=None, **guest_options
@@ -32,13 +31,11 @@ def working(daemon, tmp, rng):
         served = daemon(
             *more, '--blockdev', node, *export(tmp / 's', writable='on', num_queues=queues, **(options or {}))
         )
-        guests.append(Guest(tmp / 's', queues=queues, **guest_options))
-        guests[-1].served = served
-        return guests[-1], Load(guests[-1], content, rng)
+        guest = guests(tmp / 's', queues=queues, **guest_options)
+        guest.served = served
+        return guest, Load(guest, content, rng)
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 def steps(load, count=15):

@@ -4,7 +4,7 @@
 import pytest
 
 from lib.vhostload import Load
-from lib.vhostuser import IN, OK, OUT, UNMAP, WRITE_ZEROES, Guest, Layout, Request, export, segments
+from lib.vhostuser import IN, OK, OUT, UNMAP, WRITE_ZEROES, Layout, Request, export, segments
 from lib.virtqueue import Memory, Region
 
 MIB = 1 << 20
@@ -22,9 +22,8 @@ rings = pytest.mark.parametrize('packed, indirect, event_idx', RINGS)
 
 
 @pytest.fixture
-def serve(daemon, tmp, rng):
+def serve(daemon, tmp, rng, guests):
     """Starts a daemon with an image of random data and a guest."""
-    guests = []
 
     def factory(queues=1, **options):
         content = rng.randbytes(MIB)
@@ -34,13 +33,11 @@ def serve(daemon, tmp, rng):
             f'file,node-name=n,filename={tmp}/image,discard=unmap',
             *export(tmp / 's', writable='on', num_queues=queues),
         )
-        guests.append(Guest(tmp / 's', queues=queues, **options))
-        guests[-1].served, guests[-1].content = served, content
-        return guests[-1]
+        guest = guests(tmp / 's', queues=queues, **options)
+        guest.served, guest.content = served, content
+        return guest
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 def random_layouts(guest, rng, most):

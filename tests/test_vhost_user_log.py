@@ -59,17 +59,13 @@ def written(request):
 
 
 @pytest.fixture
-def logged(daemon, tmp):
-    guests = []
-
+def logged(daemon, tmp, guests):
     def factory(node=NULL, offset=0, **options):
         daemon(*node, *export(tmp / 's', writable='on'))
-        guests.append(Guest(tmp / 's', **options))
-        return guests[-1], Log(guests[-1], offset)
+        guest = guests(tmp / 's', **options)
+        return guest, Log(guest, offset)
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 def run(guest, request, **how):

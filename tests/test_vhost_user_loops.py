@@ -27,9 +27,8 @@ def memory():
 
 
 @pytest.fixture
-def work(daemon, tmp, rng):
+def work(daemon, tmp, rng, guests):
     """Starts a daemon with an image of a kind; returns it with a guest of four queues and its load."""
-    guests = []
 
     def factory(kind, iothread=('a', 'b'), **options):
         if kind == 'raw':
@@ -43,12 +42,10 @@ def work(daemon, tmp, rng):
             content = images.to_raw(path)
         served = daemon(*THREADS, '--blockdev', node)
         add(served, tmp / 's', iothread=list(iothread))
-        guests.append(Guest(tmp / 's', queues=4, memory=memory(), **options))
-        return served, path, Load(guests[-1], content, rng, most=16)
+        guest = guests(tmp / 's', queues=4, memory=memory(), **options)
+        return served, path, Load(guest, content, rng, most=16)
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 def add(served, path, ident='e', **options):

@@ -14,18 +14,14 @@ events = pytest.mark.parametrize('event_idx', [False, True], ids=['flags', 'even
 
 
 @pytest.fixture
-def serve(daemon, tmp):
-    guests = []
-
+def serve(daemon, tmp, guests):
     def factory(**options):
         daemon('--blockdev', f'null-co,node-name=n,size={MIB},read-zeroes=on', *export(tmp / 's'))
-        guests.append(Guest(tmp / 's', **options))
-        guests[-1].wire.sync()
-        return guests[-1]
+        guest = guests(tmp / 's', **options)
+        guest.wire.sync()
+        return guest
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 def poll(guest, requests):

@@ -35,9 +35,8 @@ def content(rng):
 
 
 @pytest.fixture
-def start(daemon, tmp, content):
+def start(daemon, tmp, content, guests):
     """Starts a daemon with an image of that content in front; returns a driver that runs."""
-    guests = []
 
     def factory(node='discard=unmap', writable='on', **options):
         (tmp / 'image').write_bytes(content)
@@ -46,13 +45,11 @@ def start(daemon, tmp, content):
             f'file,node-name=n,filename={tmp}/image,{node}',
             *export(tmp / 's', writable=writable, **options),
         )
-        guests.append(Guest(tmp / 's'))
-        guests[-1].served = served
-        return guests[-1]
+        guest = guests(tmp / 's')
+        guest.served = served
+        return guest
 
-    yield factory
-    for guest in guests:
-        guest.close()
+    return factory
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ is lost.
 """
 
 import os
+import pathlib
 import socket
 from signal import SIGTERM
 
@@ -103,6 +104,13 @@ class Daemon(Program):
 
     def cpu_seconds(self):
         return cpu_seconds(self.process.pid)
+
+    def thread_times(self):
+        """CPU nanoseconds of each thread by id."""
+        return {
+            int(task.name): int((task / 'schedstat').read_text().split()[0])
+            for task in pathlib.Path(f'/proc/{self.process.pid}/task').iterdir()
+        }
 
     def wait(self, exit_code=0, timeout=DEADLINE):
         try:
