@@ -23,6 +23,7 @@ from lib.prtool import (
     USAGE,
     granary_pr,
 )
+from lib.prwire import READ_FULL_STATUS, REGISTER_AND_IGNORE
 from lib.qmp import DEADLINE
 from lib.tools import need, need_root, wait_until
 
@@ -116,7 +117,7 @@ def test_register(hosts, target):
     a('register', '--ignore', '--new-key', '3', '--aptpl', '--all-target-ports')
     assert target.keys == {'a': 3} and target.aptpl
     last = a.helper.requests[-1]
-    assert (last.action, last.data[20], last.keys()) == (fakehelper.REGISTER_AND_IGNORE, 5, (0, 3))
+    assert (last.action, last.data[20], last.keys()) == (REGISTER_AND_IGNORE, 5, (0, 3))
     assert a('register', '--key', '3', '--new-key', '0').out == 'unregistered\n'
     assert target.keys == {}
 
@@ -353,7 +354,7 @@ def test_contradictory_full_status(tmp, disk, target):
     """Descriptors that claim more than there is."""
 
     def lie(peer, request):
-        if request.action != fakehelper.READ_FULL_STATUS:
+        if request.action != READ_FULL_STATUS:
             return False
         descriptor = struct.pack('>QIBBIHI', 7, 0, 1, 5, 0, 1, 0xFFFFFF00)
         peer.reply(payload=struct.pack('>II', 0, 0xFFFFFFFF) + descriptor + b'\xff' * 40)

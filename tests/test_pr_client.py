@@ -18,6 +18,7 @@ import pytest
 
 from lib import fakehelper, prtool
 from lib.fakehelper import FakeHelper, Target, behave, sense
+from lib.prwire import CHECK_CONDITION, CLEAR, READ_KEYS, RESERVATION_CONFLICT
 from lib.qmp import DEADLINE
 from lib.tools import TOP, need, need_root, output, run, wait_until
 
@@ -93,11 +94,11 @@ def disk(tmp):
 
 
 def read_keys(length=8192):
-    return bytes([fakehelper.IN, fakehelper.READ_KEYS, 0, 0, 0, 0, 0, length >> 8, length & 0xFF, 0])
+    return bytes([fakehelper.IN, READ_KEYS, 0, 0, 0, 0, 0, length >> 8, length & 0xFF, 0])
 
 
 def clear(key):
-    cdb = bytes([fakehelper.OUT, fakehelper.CLEAR, 0, 0, 0, 0, 0, 0, 24, 0])
+    cdb = bytes([fakehelper.OUT, CLEAR, 0, 0, 0, 0, 0, 0, 24, 0])
     return cdb, key.to_bytes(8, 'big') + bytes(16)
 
 
@@ -228,7 +229,7 @@ def test_many_commands_on_one_connection(client, tmp, disk):
             assert client.execute(disk, read_keys()) == 0
             assert client.payload()[8:].hex() == '1122334455667788'
         cdb, data = clear(0x99)
-        assert client.execute(disk, cdb, data) == 0 and client.result.status == fakehelper.CONFLICT
+        assert client.execute(disk, cdb, data) == 0 and client.result.status == RESERVATION_CONFLICT
         assert helper.accepted == 1 and helper.peers[0].features == 1
         assert client.call('features') == 1
         assert -client.call('cleanup', disk.fileno(), 1000, ctypes.byref(client.result)) == 0
@@ -354,7 +355,7 @@ def test_real_helper(client, tmp, disk, program):
             wait_until(lambda: client.call('connect', 60000) == 0, 'a connection')
             for cdb, data in ((read_keys(), b''), clear(1)):
                 assert client.execute(disk, cdb, data) == 0
-                assert client.result.status == fakehelper.CHECK_CONDITION
+                assert client.result.status == CHECK_CONDITION
                 assert client.sense() == ((5, 0x20, 0) if ours else (0xB, 0, 6))
             assert client.call('is_connected') == 1
             offered = client.call('features') & 1

@@ -47,12 +47,6 @@ def links(pid):
     return {int(fd): os.readlink(f'/proc/{pid}/fd/{fd}') for fd in os.listdir(f'/proc/{pid}/fd')}
 
 
-def cpu_of_a_second(served):
-    before = served.cpu_seconds()
-    time.sleep(1)  # what is measured is the CPU time of this second
-    return served.cpu_seconds() - before
-
-
 # ---- Room for everybody ----
 
 

@@ -17,15 +17,24 @@ import socket
 import struct
 import threading
 
+from lib.prwire import (
+    CDB_BYTES,
+    CHECK_CONDITION,
+    GOOD,
+    READ_FULL_STATUS,
+    READ_KEYS,
+    READ_RESERVATION,
+    REGISTER,
+    REGISTER_AND_IGNORE,
+    REGISTER_AND_MOVE,
+    REPORT_CAPABILITIES,
+    RESERVATION_CONFLICT,
+    SENSE_BYTES,
+)
 from lib.qmp import DEADLINE
 from lib.tools import wait_until
 
-GOOD, CHECK_CONDITION, BUSY, CONFLICT = 0x00, 0x02, 0x08, 0x18
-READ_KEYS, READ_RESERVATION, REPORT_CAPABILITIES, READ_FULL_STATUS = range(4)
-REGISTER, RESERVE, RELEASE, CLEAR, PREEMPT, PREEMPT_AND_ABORT = range(6)
-REGISTER_AND_IGNORE, REGISTER_AND_MOVE = 6, 7
 IN, OUT, CLEANUP = 0x5E, 0x5F, 0xFF
-SENSE_BYTES, REPLY_BYTES, CDB_BYTES = 96, 104, 16
 
 
 class PeerGone(Exception):
@@ -280,12 +289,12 @@ class Target:
         key, service_key = request.keys()
         if request.action in (REGISTER, REGISTER_AND_IGNORE):
             if request.action == REGISTER and key != self.keys.get(nexus, 0):
-                return CONFLICT, b'', b''
+                return RESERVATION_CONFLICT, b'', b''
             self.aptpl = bool(request.data[20] & 1)
             self.set_key(nexus, service_key)
             return GOOD, b'', b''
         if key != self.keys.get(nexus) or request.action > REGISTER_AND_MOVE:
-            return CONFLICT, b'', b''
+            return RESERVATION_CONFLICT, b'', b''
         return getattr(self, f'change_{request.action}')(nexus, request, service_key)
 
     def set_key(self, nexus, key):
@@ -306,7 +315,7 @@ class Target:
         if not 1 <= request.type <= 8 or request.type in (2, 4):
             return self.illegal(0x24)
         if self.type and not (self.holds(nexus) and self.type == request.type):
-            return CONFLICT, b'', b''
+            return RESERVATION_CONFLICT, b'', b''
         self.holder, self.type = nexus, request.type
         return GOOD, b'', b''
 
@@ -334,7 +343,7 @@ class Target:
     def change_4(self, nexus, request, service_key):
         victims = [n for n, key in self.keys.items() if key == service_key]
         if not victims:
-            return CONFLICT, b'', b''
+            return RESERVATION_CONFLICT, b'', b''
         takes = self.type and self.holder in victims
         for victim in victims:
             if victim != nexus:
@@ -349,7 +358,7 @@ class Target:
 
     def change_7(self, nexus, request, service_key):
         if self.holder != nexus:
-            return CONFLICT, b'', b''
+            return RESERVATION_CONFLICT, b'', b''
         length = struct.unpack('>I', request.data[20:24])[0]
         wanted = request.data[24 : 24 + length]
         for other in list(self.keys):
