@@ -22,8 +22,25 @@ from lib.vhostuser import Guest  # noqa: E402
 def pytest_configure(config):
     config.addinivalue_line('markers', 'sanitize: also part of the short run against the ASan+UBSan build')
     config.addinivalue_line('markers', 'better: Granary goes further than the reference on purpose')
+    config.addinivalue_line('markers', 'guest: takes a minute in a virtual machine')
     if not os.access(BINARY, os.X_OK):
         raise pytest.UsageError(f'{BINARY} is not built (GRANARY_DAEMON names another)')
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config, items):
+    """Guests take longest. Several processes (of pytest-xdist, which deals in turn) begin with them, all but one, so that
+    none is left alone with them at the end."""
+    processes = getattr(config, 'workerinput', {}).get('workercount', 1)
+    if processes == 1:
+        return
+    guests = [item for item in items if item.get_closest_marker('guest')]
+    others = [item for item in items if not item.get_closest_marker('guest')]
+    items.clear()
+    while guests:
+        items += guests[: processes - 1] + others[:1]
+        del guests[: processes - 1], others[:1]
+    items += others
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from lib.daemon import BINARY
 from lib.debian import Unavailable, unpacked_kernel
 from lib.tools import TOP, need
 
-pytestmark = pytest.mark.better
+pytestmark = [pytest.mark.better, pytest.mark.guest]
 
 BUILD = pathlib.Path(BINARY).absolute().parents[1]
 DEMO = ['/usr/bin/python3', TOP / 'tools' / 'demo-pr.py', BUILD]

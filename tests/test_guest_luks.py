@@ -32,6 +32,8 @@ from lib.tools import TOP, libnbd, need
 sys.path.insert(0, str(TOP / 'tests' / 'guest'))
 from luks_content import Contents  # noqa: E402
 
+pytestmark = pytest.mark.guest
+
 CONTENT_MODULE = (TOP / 'tests/guest/luks_content.py', '/lab/luks_content.py')
 SIZE = MIB + 4096
 PIECE = 17 * 4096  # read at once

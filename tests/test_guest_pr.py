@@ -10,6 +10,8 @@ from lib.daemon import BINARY
 from lib.guest import Guest, run_or_skip
 from lib.tools import TOP, need
 
+pytestmark = pytest.mark.guest
+
 BUILD = pathlib.Path(BINARY).absolute().parents[1]
 HELPER = (prhelper.BINARY, '/usr/bin/pr-helper')
 

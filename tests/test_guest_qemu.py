@@ -13,6 +13,8 @@ from lib.debian import Unavailable, unpacked_kernel
 from lib.guest import Guest, run_or_skip
 from lib.tools import TOP, need
 
+pytestmark = pytest.mark.guest
+
 HERE = TOP / 'tests' / 'guest'
 BUILD = pathlib.Path(BINARY).absolute().parents[1]
 GRANARYD = BUILD / 'src' / 'programs' / 'granaryd'

@@ -8,6 +8,8 @@ from lib.daemon import BINARY
 from lib.guest import Guest, run_or_skip
 from lib.tools import TOP, need
 
+pytestmark = pytest.mark.guest
+
 
 @pytest.mark.better
 @pytest.mark.parametrize('kernel', ['6.12', '7'])

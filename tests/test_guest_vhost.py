@@ -11,6 +11,8 @@ from lib.guest import Guest, start_or_skip
 from lib.tools import need
 from lib.vhost_guest import MIB
 
+pytestmark = pytest.mark.guest
+
 MEMORY = 768
 GROWTH = 16 * MIB
 LAYOUT = [('raw', 1), ('raw', 4), ('qcow2', 1), ('qcow2', 4)]

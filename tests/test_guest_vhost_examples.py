@@ -7,11 +7,15 @@ import random
 import re
 import socket
 
+import pytest
+
 from lib import images, vhost_guest
 from lib.guest import Guest, start_or_skip
 from lib.tools import need, run, wait_until
 from lib.vhost_guest import Disk
 from test_documented_examples import shell  # noqa: F401: a fixture
+
+pytestmark = pytest.mark.guest
 
 EXPORT = r"""
 qemu-storage-daemon \

@@ -11,6 +11,8 @@ from lib import peers, vhost_guest
 from lib.guest import Guest, start_or_skip
 from lib.tools import need, wait_until
 
+pytestmark = pytest.mark.guest
+
 MEMORY = 768
 ENDS = ['kill'] * 20 + ['stop'] * 3
 # Requests that a daemon serves before its end: some end in the middle of the negotiation with the front end.

@@ -2,9 +2,13 @@
 """The export vduse-blk with a driver that the test plays, over vhost-vdpa in a guest: split rings of all kinds, memory that changes,
 broken rules, and daemons that are killed."""
 
+import pytest
+
 from lib.daemon import BINARY
 from lib.guest import Guest, run_or_skip
 from lib.tools import TOP
+
+pytestmark = pytest.mark.guest
 
 
 def test_driver_of_our_own():
