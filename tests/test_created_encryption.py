@@ -15,15 +15,16 @@ from lib.encrypted import (
     SIZE,
     amend,
     check,
+    connect,
     make_with_reference,
     open_image,
     read_with_reference,
     stop_and_compare,
-    use,
     write_with_reference,
 )
 from lib.qmp import QmpError
 from lib.tools import libnbd, need
+from lib.workload import use
 
 # Ours, and what qemu-img calls the same.
 OPTIONS = {
@@ -108,7 +109,7 @@ def test_created(name, daemon, tmp, rng):
     assert read_with_reference(path) == shadow
     write_with_reference(path, shadow)
     open_image(served, path)
-    shadow = use(served, rng, shadow)
+    shadow = use(connect(served, writable=True), rng, shadow)
     stop_and_compare(served, path, shadow)
 
 
@@ -131,7 +132,7 @@ def test_backing(extended, daemon, tmp, rng):
     make(served, tmp / 'e.qcow2', {'backing-file': str(tmp / 'base.img'), 'backing-fmt': 'raw', **options})
     assert read_with_reference(tmp / 'e.qcow2') == shadow
     open_image(served, tmp / 'e.qcow2')
-    shadow = use(served, rng, shadow)
+    shadow = use(connect(served, writable=True), rng, shadow)
     stop_and_compare(served, tmp / 'e.qcow2', shadow)
 
 
@@ -149,7 +150,7 @@ def test_data_file(raw, extended, daemon, tmp, rng):
     shadow = bytearray(SIZE)
     assert read_with_reference(tmp / 'e.qcow2') == shadow
     open_image(served, tmp / 'e.qcow2')
-    shadow = use(served, rng, shadow)
+    shadow = use(connect(served, writable=True), rng, shadow)
     stop_and_compare(served, tmp / 'e.qcow2', shadow)
 
 
@@ -158,7 +159,7 @@ def turn(served, path, secret, rng, shadow, add_key=False):
     open_image(served, path, secret=secret)
     if add_key:
         amend(served, state='active', new_secret='t', iter_time=10)
-    shadow = use(served, rng, shadow)
+    shadow = use(connect(served, writable=True), rng, shadow)
     served.unexport('exp-q', mode='hard')
     served.cmd('blockdev-del', node_name='q')
     return shadow

@@ -19,13 +19,14 @@ from lib.luks import (
     cipher_options,
     close,
     connect,
+    cryptsetup,
     cryptsetup_opens,
     make,
     open_volume,
 )
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, output, run
-from lib.workload import read_all, scatter
+from lib.workload import use
 
 
 def image_opts(path, secret='s', **more):
@@ -56,10 +57,7 @@ def test_interchange(combination, daemon, tmp, rng):
         open_volume(served, path)
         handle = connect(served)
         assert handle.get_size() == SIZE
-        shadow = bytearray(read_all(handle))
-        scatter(handle, rng, shadow)
-        assert read_all(handle) == shadow
-        handle.shutdown()
+        shadow = use(handle, rng)
         close(served)
         assert read_with_reference(path, tmp) == shadow
 
@@ -71,11 +69,7 @@ def test_a_key_that_fills_no_whole_sectors(daemon, tmp, rng):
     make(served, tmp / 'a.luks', ('aes-192', 'cbc', 'plain64', None, 'sha256'))
     cryptsetup_opens(tmp / 'a.luks')
     open_volume(served, tmp / 'a.luks')
-    handle = connect(served)
-    shadow = bytearray(read_all(handle))
-    scatter(handle, rng, shadow)
-    assert read_all(handle) == shadow
-    handle.shutdown()
+    use(connect(served), rng)
 
 
 @pytest.mark.parametrize(
@@ -92,15 +86,11 @@ def test_cryptsetup(cipher, bits, hashed, daemon, tmp, rng):
     path = tmp / 'c.luks'
     with open(path, 'wb') as file:
         file.truncate(4 * MIB + SIZE)
-    command = ['cryptsetup', 'luksFormat', '-q', '--type', 'luks1', '--iter-time', '10', '--use-urandom']
-    command += ['--cipher', cipher, '--key-size', str(bits), '--hash', hashed, '--key-file=-', path]
-    subprocess.run(command, input=PASSWORD.encode(), check=True)
+    options = ('--type', 'luks1', '--iter-time', 10, '--use-urandom')
+    cryptsetup('luksFormat', *options, '--cipher', cipher, '--key-size', bits, '--hash', hashed, path)
     served = daemon(*SECRET, nbd=True)
     open_volume(served, path)
-    handle = connect(served)
-    shadow = bytearray(read_all(handle))
-    scatter(handle, rng, shadow)
-    handle.shutdown()
+    shadow = use(connect(served), rng)
     served.stop()
     cryptsetup_opens(path)
     if bits != 192:
@@ -126,11 +116,7 @@ def test_detached_header(daemon, tmp, rng):
     make(served, data, header='h')
     assert data.stat().st_size == SIZE
     open_volume(served, data, header='h')
-    handle = connect(served)
-    shadow = bytearray(read_all(handle))
-    scatter(handle, rng, shadow)
-    assert read_all(handle) == shadow
-    handle.shutdown()
+    shadow = use(connect(served), rng)
     served.stop()
     need('cryptsetup')
     cryptsetup_opens(header)

@@ -28,7 +28,7 @@ from lib.luks import (
 )
 from lib.qmp import Qmp, QmpError
 from lib.tools import libnbd, need, output, run, wait_until
-from lib.workload import read_all, scatter
+from lib.workload import read_all, use
 
 pytestmark = pytest.mark.better  # the reference knows version 1 only
 
@@ -83,10 +83,7 @@ def test_interchange(cipher, bits, hashed, pbkdf, daemon, tmp, rng):
     open_volume(served, path)
     handle = connect(served)
     assert handle.get_size() == SIZE + 512
-    shadow = bytearray(read_all(handle))
-    scatter(handle, rng, shadow)
-    assert read_all(handle) == shadow
-    handle.shutdown()
+    shadow = use(handle, rng)
     close(served)
     cryptsetup_opens(path)
     start, image = twin(path, tmp, cipher, volume_key(path, tmp))
@@ -114,9 +111,7 @@ def test_sector_sizes(mode, cipher, bits, sector, daemon, tmp, rng):
     open_volume(served, path)
     handle = connect(served)
     assert handle.get_size() == SIZE
-    shadow = bytearray(read_all(handle))
-    scatter(handle, rng, shadow, sector)
-    handle.shutdown()
+    shadow = use(handle, rng, sector=sector)
     close(served)
     assert decrypt(path.read_bytes()[HEAD : HEAD + SIZE], key, mode, sector) == shadow
     data = rng.randbytes(SIZE)

@@ -20,12 +20,11 @@ from lib.encrypted import (
     open_image,
     read_with_reference,
     stop_and_compare,
-    use,
     write_with_reference,
 )
 from lib.qmp import QmpError
 from lib.tools import libnbd, need, run
-from lib.workload import read_all, scatter
+from lib.workload import read_all, scatter, use
 
 OPTIONS = [
     {},
@@ -57,7 +56,7 @@ def test_both_programs_read_and_write(options, backed, daemon, tmp, rng):
     ours = node['image']['format-specific']['data']['encrypt']
     ours.pop('detached-header')  # not said by the reference of Debian 12
     assert node['encrypted'] and node['image']['encrypted'] and ours == theirs
-    shadow = use(served, rng, shadow)
+    shadow = use(connect(served, writable=True), rng, shadow)
     stop_and_compare(served, path, shadow)
     for at in range(0, SIZE, 64 * KIB):  # nothing in the file is plain
         piece = bytes(shadow[at : at + 64 * KIB])

@@ -6,7 +6,6 @@ import json
 from lib import images
 from lib.qmp import dashed
 from lib.tools import run
-from lib.workload import read_all, scatter
 
 KIB, MIB = 1 << 10, 1 << 20
 SIZE = 4 * MIB
@@ -64,17 +63,6 @@ def amend(served, force=False, **options):
     """Changes the keys."""
     given = {'driver': 'qcow2', 'encrypt': {'format': 'luks', **dashed(options)}}
     served.qmp.run_job('amend', 'x-blockdev-amend', node_name='q', options=given, force=force)
-
-
-def use(served, rng, shadow):
-    """Finds the contents (whatever they are, with None) in the node, and changes them."""
-    handle = connect(served, writable=True)
-    found = bytearray(read_all(handle))
-    assert shadow is None or found == shadow
-    scatter(handle, rng, found)
-    assert read_all(handle) == found
-    handle.shutdown()
-    return found
 
 
 def stop_and_compare(served, path, shadow):

@@ -40,6 +40,16 @@ def scatter(handle, rng, shadow, sector=SECTOR):
         assert handle.pread(length, offset) == data
 
 
+def use(handle, rng, shadow=None, sector=SECTOR):
+    """Finds the contents (whatever they are, without `shadow`), changes them, finds the changes and leaves; returns them."""
+    found = bytearray(read_all(handle))
+    assert shadow is None or found == shadow
+    scatter(handle, rng, found, sector)
+    assert read_all(handle) == found
+    handle.shutdown()
+    return found
+
+
 class Workload:
     """Drives one export, or the part of it from `base` on; `shadow` is the expected contents."""
 
