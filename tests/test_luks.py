@@ -173,22 +173,21 @@ def test_size_follows_the_file(daemon, tmp, rng):
     served.qmp.cmd_args('blockdev-add', node)
 
     def size():
-        return {n['node-name']: n['image']['virtual-size'] for n in served.cmd('query-named-block-nodes')}['l']
+        return served.node('l')['image']['virtual-size']
 
-    def use(expected):
+    def write(expected):
         handle = connect(served)
         assert handle.get_size() == size() == expected
         data = rng.randbytes(4096)
         handle.pwrite(data, expected - 4096)
         assert handle.pread(4096, expected - 4096) == data
         handle.shutdown()
-        served.cmd('block-export-del', id='exp-l', mode='hard')
-        served.qmp.wait_event('BLOCK_EXPORT_DELETED')
+        served.unexport('exp-l', mode='hard')
 
     served.cmd('block_resize', node_name='f', size=head + 2 * SIZE)
-    use(2 * SIZE)
+    write(2 * SIZE)
     served.cmd('block_resize', node_name='f', size=head + SIZE - 512)
-    use(SIZE - 512)
+    write(SIZE - 512)
     served.cmd('block_resize', node_name='f', size=head - 512)
     served.cmd('blockdev-reopen', options=[node])
     assert size() == 0
@@ -197,7 +196,7 @@ def test_size_follows_the_file(daemon, tmp, rng):
     served.cmd('blockdev-reopen', options=[node])
     assert size() == 0
     served.cmd('blockdev-reopen', options=[file, node])
-    use(3 * SIZE)
+    write(3 * SIZE)
 
 
 def active(served):

@@ -10,6 +10,7 @@ import subprocess
 import pytest
 
 from lib import images
+from lib.daemon import monitor_at
 from lib.luks import (
     MIB,
     OTHER,
@@ -202,22 +203,13 @@ MONITORS = 4
 ARGON2_KIB = 128 << 10
 
 
-def status(served, field):
-    """Of the daemon, in bytes."""
-    with open(f'/proc/{served.process.pid}/status') as file:
-        (line,) = [line for line in file if line.startswith(field + ':')]
-    return int(line.split()[1]) << 10
-
-
 def start_opening(daemon, tmp):
     """A daemon with clients that have each asked it to open a volume whose password takes much memory to try."""
     path = tmp / 'a.luks'
     format2(path, '--pbkdf', 'argon2id', '--pbkdf-memory', ARGON2_KIB, '--pbkdf-parallel', 1)
-    args = []
-    for i in range(MONITORS):
-        args += ['--chardev', f'socket,id=c{i},path={tmp}/{i}.sock,server=on,wait=off', '--monitor', f'c{i}']
+    args = [word for i in range(MONITORS) for word in monitor_at(tmp / f'{i}.sock', f'c{i}')]
     served = daemon(*SECRET, *args, '--trace', f'enable=file_open,file={tmp}/trace')
-    before = status(served, 'VmHWM')
+    before = served.memory('VmHWM')
     clients = [Qmp.connect(tmp / f'{i}.sock') for i in range(MONITORS)]
     file = {'driver': 'file', 'filename': str(path), 'read-only': True}
     for i, client in enumerate(clients):
@@ -229,11 +221,11 @@ def start_opening(daemon, tmp):
 
 def test_memory_for_passwords_is_for_one_at_a_time(daemon, tmp):
     served, clients, before = start_opening(daemon, tmp)
-    wait_until(lambda: status(served, 'VmHWM') - before > (ARGON2_KIB << 10) // 2, 'the first try')
+    wait_until(lambda: served.memory('VmHWM') - before > (ARGON2_KIB << 10) // 2, 'the first try')
     served.cmd('query-block-exports')  # nobody else has to wait
     for client in clients:
         assert client.reply_to(client.ident)['return'] == {}
-    assert (ARGON2_KIB << 10) // 2 < status(served, 'VmHWM') - before < (ARGON2_KIB << 10) * 3 // 2
+    assert (ARGON2_KIB << 10) // 2 < served.memory('VmHWM') - before < (ARGON2_KIB << 10) * 3 // 2
     assert len(served.cmd('query-named-block-nodes')) == 2 * MONITORS
 
 
