@@ -78,6 +78,13 @@ char *str_printf(const char *fmt, ...)
     return text;
 }
 
+void str_free_wiped(char *text)
+{
+    if (text)
+        explicit_bzero(text, strlen(text));
+    free(text);
+}
+
 bool str_eq(const char *a, const char *b)
 {
     return a == b || (a && b && strcmp(a, b) == 0);
@@ -103,15 +110,33 @@ void fd_close_ptr(int *fd)
     *fd = fd_close(*fd);
 }
 
+/* realloc() would leave a copy where the text was. */
+static char *move_wiped(StrBuf *buf, size_t capacity)
+{
+    char *moved = mem_realloc(NULL, capacity);
+
+    if (buf->text) {
+        memcpy(moved, buf->text, buf->length + 1);
+        explicit_bzero(buf->text, buf->length);
+        free(buf->text);
+    }
+    return moved;
+}
+
+/* Out of line: most appends have room. */
+__attribute__((noinline)) static void grow(StrBuf *buf, size_t needed)
+{
+    buf->capacity = MAX(needed, buf->capacity * 2);
+    buf->capacity = MAX(buf->capacity, (size_t)64);
+    buf->text = buf->wiped ? move_wiped(buf, buf->capacity) : mem_realloc(buf->text, buf->capacity);
+}
+
 static void strbuf_reserve(StrBuf *buf, size_t extra)
 {
     size_t needed = buf->length + extra + 1;
 
-    if (needed <= buf->capacity)
-        return;
-    buf->capacity = MAX(needed, buf->capacity * 2);
-    buf->capacity = MAX(buf->capacity, (size_t)64);
-    buf->text = mem_realloc(buf->text, buf->capacity);
+    if (needed > buf->capacity)
+        grow(buf, needed);
 }
 
 void strbuf_append_bytes(StrBuf *buf, const void *data, size_t length)
@@ -147,12 +172,20 @@ char *strbuf_take(StrBuf *buf)
 {
     char *text = buf->text ? buf->text : str_dup("");
 
-    *buf = (StrBuf){0};
+    *buf = (StrBuf){.wiped = buf->wiped};
     return text;
+}
+
+void strbuf_clear(StrBuf *buf)
+{
+    if (buf->wiped && buf->text)
+        explicit_bzero(buf->text, buf->length);
+    buf->length = 0;
 }
 
 void strbuf_done(StrBuf *buf)
 {
+    strbuf_clear(buf);
     free(buf->text);
-    *buf = (StrBuf){0};
+    *buf = (StrBuf){.wiped = buf->wiped};
 }

@@ -33,6 +33,9 @@ char *str_vprintf(const char *fmt, va_list args) MUST_CHECK;
 bool str_eq(const char *a, const char *b);
 bool str_starts(const char *text, const char *prefix);
 
+/* Wipes a string before it is freed, for what may be a secret; NULL is fine. */
+void str_free_wiped(char *text);
+
 /* Frees what *ptr points to: AUTO_FREE char *s = ...; */
 static inline void mem_free_ptr(void *ptr)
 {
@@ -52,6 +55,7 @@ typedef struct StrBuf {
     char *text;
     size_t length;
     size_t capacity;
+    bool wiped; /* what it has held is wiped before its memory is freed or used again; stays */
 } StrBuf;
 
 void strbuf_append(StrBuf *buf, const char *text);
@@ -60,6 +64,8 @@ void strbuf_append_char(StrBuf *buf, char c);
 void strbuf_printf(StrBuf *buf, const char *fmt, ...) PRINTF(2, 3);
 /* Returns the text (never NULL) and leaves the buffer empty; the caller frees it. */
 char *strbuf_take(StrBuf *buf);
+/* Leaves the buffer empty, with its memory. */
+void strbuf_clear(StrBuf *buf);
 void strbuf_done(StrBuf *buf);
 #define AUTO_STRBUF CLEANUP(strbuf_done)
 

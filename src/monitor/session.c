@@ -8,6 +8,8 @@
  * waits until the client has taken most of what it was sent, and a client that lets events pile up beyond
  * LIMIT_MONITOR_OUTPUT_BYTES loses its connection.
  *
+ * What a client sends may hold passwords: it is wiped everywhere on its way, here and in JSON values.
+ *
  * Traps: everything that appends output may run in any coroutine and must not wait. An overflowing session is
  * only marked (session->lost) and kicked; its own coroutines take it down.
  */
@@ -199,6 +201,7 @@ static int read_more(Session *session)
     trace_monitor_input(session->monitor->id, (size_t)n);
     session->bytes_read += (size_t)n;
     json_parser_feed(session->parser, data, (size_t)n);
+    explicit_bzero(data, (size_t)n);
     return 0;
 }
 

@@ -159,7 +159,7 @@ static void finish(JsonLexer *lexer, JsonToken token, int state)
     lexer->token(lexer->opaque, token, lexer->text.text ? lexer->text.text : "", lexer->text.length);
     if (lexer->text.capacity > 64 * KIB)
         strbuf_done(&lexer->text);
-    lexer->text.length = 0;
+    strbuf_clear(&lexer->text);
 }
 
 /* How many bytes from data on do nothing but lengthen the string that is being read. */
@@ -229,5 +229,5 @@ void json_lexer_end(JsonLexer *lexer)
             finish(lexer, JSON_TOKEN_ERROR, START);
     }
     lexer->state = START;
-    lexer->text.length = 0;
+    strbuf_clear(&lexer->text);
 }

@@ -216,7 +216,7 @@ static bool string_run(JsonParser *parser, const char **text, const char *end, S
 static void string_token(JsonParser *parser, const char *text, size_t length)
 {
     const char *end = text + length - 1; /* the closing quote */
-    StrBuf out = {0};
+    StrBuf out = {.wiped = true};
 
     text++;
     while (text < end) {
@@ -386,6 +386,7 @@ JsonParser *json_parser_new(JsonSink *sink, void *opaque)
 
     parser->lexer.token = on_token;
     parser->lexer.opaque = parser;
+    parser->lexer.text.wiped = true;
     parser->sink = sink;
     parser->opaque = opaque;
     return parser;

@@ -264,7 +264,7 @@ void json_free(JsonValue *value)
     if (!value)
         return;
     if (value->type == JSON_STRING) {
-        free(value->u.string);
+        str_free_wiped(value->u.string);
     } else if (value->type == JSON_ARRAY) {
         for (size_t i = 0; i < value->u.array.count; i++)
             json_free(value->u.array.items[i]);

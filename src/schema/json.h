@@ -69,7 +69,7 @@ void json_object_put(JsonValue *object, const char *key, JsonValue *take_value);
 void json_array_append(JsonValue *array, JsonValue *take_value);
 
 JsonValue *json_clone(const JsonValue *value) MUST_CHECK;
-/* NULL is fine. */
+/* Strings are wiped: they may be passwords. NULL is fine. */
 void json_free(JsonValue *value);
 void json_free_ptr(JsonValue **value);
 #define AUTO_JSON CLEANUP(json_free_ptr)

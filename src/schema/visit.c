@@ -197,7 +197,7 @@ void schema_slot_done(const SchemaType *type, void *slot)
 
     switch (type->kind) {
     case SCHEMA_STRING:
-        free(*(char **)slot);
+        str_free_wiped(*(char **)slot);
         break;
     case SCHEMA_ANY:
         json_free(*(JsonValue **)slot);

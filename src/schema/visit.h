@@ -77,7 +77,7 @@ JsonValue *schema_to_json(const SchemaType *type, const void *ptr) MUST_CHECK;
 /* Frees a struct, union or alternate, the memory itself included; NULL is fine. Only for these kinds. */
 void schema_free(const SchemaType *type, void *ptr);
 /* Frees what a value of any kind holds and zeroes it; for structs, ptr points to the struct, whose memory
- * stays. */
+ * stays. Strings are wiped: they may be passwords. */
 void schema_done(const SchemaType *type, void *ptr);
 /* A deep copy of a struct, union or alternate; NULL of NULL. */
 void *schema_clone(const SchemaType *type, const void *ptr) MUST_CHECK;
