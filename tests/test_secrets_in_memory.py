@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from lib.daemon import monitor_at
 from lib.encrypted import SECRET, SIZE, amend, connect, make_with_reference, open_image
 from lib.luks import volume_key
 from lib.qmp import Qmp
@@ -107,8 +108,7 @@ def refused(served, line):
 def test_commands_leave_nothing(length, daemon, tmp, rng):
     """A secret in a command is in the pages for secrets while its object lives, and nowhere after that."""
     path = tmp / 'other.sock'
-    other = ('--chardev', f'socket,id=c,path={path},server=on,wait=off', '--monitor', 'c')
-    served = daemon(*other)
+    served = daemon(*monitor_at(path))
     text = rng.randbytes(length // 2).hex()
     coded = base64.b64encode(rng.randbytes(length)).decode()
     pieces = parts('text', text.encode())
