@@ -2,6 +2,8 @@
 """LUKS volumes: made by one program, read and written by the others."""
 
 import json
+import pathlib
+import shutil
 import struct
 import subprocess
 
@@ -42,6 +44,21 @@ def make_with_reference(path, combination=COMBINATIONS[0], size=SIZE):
 def read_with_reference(path, tmp, **more):
     run('qemu-img', 'convert', *SECRET, '-O', 'raw', image_opts(path, **more), tmp / 'plain.raw')
     return (tmp / 'plain.raw').read_bytes()
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    """By the reference, which measures the processor for seconds before it makes one."""
+    need('qemu-img')
+    path = tmp_path_factory.mktemp('original') / 'a.luks'
+    make_with_reference(path)
+    return path
+
+
+@pytest.fixture
+def path(original, tmp):
+    """A copy of it for one test."""
+    return pathlib.Path(shutil.copy(original, tmp))
 
 
 @pytest.mark.parametrize('combination', COMBINATIONS, ids=str)
@@ -124,10 +141,8 @@ def test_detached_header(daemon, tmp, rng):
 
 
 @pytest.mark.parametrize('slot', [1, 7])
-def test_every_slot_is_tried(slot, daemon, tmp):
-    need('cryptsetup', 'qemu-img')
-    path = tmp / 'a.luks'
-    make_with_reference(path)
+def test_every_slot_is_tried(slot, daemon, path, tmp):
+    need('cryptsetup')
     (tmp / 'old').write_text(PASSWORD)
     (tmp / 'new').write_text('other')
     command = ['cryptsetup', 'luksAddKey', '-q', '--iter-time', '10', '--key-slot', str(slot)]
@@ -141,22 +156,20 @@ def test_every_slot_is_tried(slot, daemon, tmp):
     assert [s['active'] for s in info['slots']] == [i == slot for i in range(8)]
 
 
-def test_resize(daemon, tmp, rng):
+def test_resize(daemon, path, tmp, rng):
     """The file grows with the volume; what was there stays."""
-    need('qemu-img')
-    make_with_reference(tmp / 'a.luks')
     served = daemon(*SECRET, nbd=True)
-    open_volume(served, tmp / 'a.luks')
+    open_volume(served, path)
     handle = connect(served)
     data = rng.randbytes(SIZE)
     handle.pwrite(data, 0)
     handle.shutdown()
     served.unexport('exp-l', mode='hard')
-    before = (tmp / 'a.luks').stat().st_size
+    before = path.stat().st_size
     served.cmd('block_resize', node_name='l', size=SIZE + MIB)
-    assert (tmp / 'a.luks').stat().st_size == before + MIB
+    assert path.stat().st_size == before + MIB
     served.cmd('blockdev-del', node_name='l')
-    assert read_with_reference(tmp / 'a.luks', tmp)[:SIZE] == data
+    assert read_with_reference(path, tmp)[:SIZE] == data
 
 
 @pytest.mark.better  # the reference follows only when the node is reopened
@@ -203,11 +216,9 @@ def active(served):
     return [i for i, slot in enumerate(served.node('l')['image']['format-specific']['data']['slots']) if slot['active']]
 
 
-def test_keys_are_added_and_erased(daemon, tmp, rng):
+def test_keys_are_added_and_erased(daemon, path, tmp, rng):
     """While the volume is in use; what is on disk opens in cryptsetup or no more."""
-    need('cryptsetup', 'qemu-img')
-    path = tmp / 'a.luks'
-    make_with_reference(path)
+    need('cryptsetup')
     served = daemon(*SECRET, *OTHER, nbd=True)
     open_volume(served, path)
     amend(served, state='active', new_secret='t', iter_time=20)
@@ -345,11 +356,9 @@ DAMAGES = {
 
 
 @pytest.mark.sanitize
-def test_damaged_headers(daemon, tmp):
+def test_damaged_headers(daemon, path, tmp):
     """Refused with the words of the reference."""
-    need('qemu-img')
-    make_with_reference(tmp / 'a.luks')
-    good = (tmp / 'a.luks').read_bytes()
+    good = path.read_bytes()
     served = daemon(*SECRET)
     damaged = [(name, good[:at] + data + good[at + len(data) :]) for name, (at, data) in DAMAGES.items()]
     damaged += [(f'cut-{at}', good[:at]) for at in (0, 5, 208, 591, 592, 4096, 260000)]
@@ -364,11 +373,9 @@ def test_damaged_headers(daemon, tmp):
         assert theirs.endswith(f': {refused.value.desc}'), (name, theirs, refused.value.desc)
 
 
-def test_too_many_iterations(daemon, tmp):
+def test_too_many_iterations(daemon, path):
     """A header cannot keep a thread busy for hours."""
-    need('qemu-img')
-    make_with_reference(tmp / 'a.luks')
-    images.patch(tmp / 'a.luks', SLOT + 4, be32(0xFFFFFFFF))
+    images.patch(path, SLOT + 4, be32(0xFFFFFFFF))
     served = daemon(*SECRET)
     with pytest.raises(QmpError, match='Keyslot 0 would take too long'):
-        open_volume(served, tmp / 'a.luks')
+        open_volume(served, path)

@@ -2,6 +2,8 @@
 """Encrypted qcow2 images that the reference made: read and written by Granary, and read and checked by the reference;
 changes of their keys."""
 
+import pathlib
+import shutil
 import subprocess
 
 import pytest
@@ -36,6 +38,21 @@ OPTIONS = [
     {'encrypt.cipher-alg': 'serpent-256'},
     {'compat': '0.10'},
 ]
+
+
+@pytest.fixture(scope='module')
+def original(tmp_path_factory):
+    """By the reference, which measures the processor for seconds before it makes one."""
+    need('qemu-img')
+    path = tmp_path_factory.mktemp('original') / 'e.qcow2'
+    make_with_reference(path, {})
+    return path
+
+
+@pytest.fixture
+def path(original, tmp):
+    """A copy of it for one test."""
+    return pathlib.Path(shutil.copy(original, tmp))
 
 
 @pytest.mark.sanitize
@@ -78,11 +95,9 @@ def opens(path, secret):
 
 
 @pytest.mark.sanitize
-def test_keys_are_added_and_erased(daemon, tmp, rng):
+def test_keys_are_added_and_erased(daemon, path, rng):
     """While the image is in use, on a loop of its own; what is in it stays."""
-    need('qemu-img', 'qemu-io')
-    path = tmp / 'e.qcow2'
-    make_with_reference(path, {})
+    need('qemu-io')
     served = daemon(*SECRET, *OTHER, '--object', 'iothread,id=io', nbd=True)
     open_image(served, path)
     handle = connect(served, writable=True, iothread='io')
@@ -106,10 +121,7 @@ def test_keys_are_added_and_erased(daemon, tmp, rng):
     stop_and_compare(served, path, shadow)
 
 
-def test_keys_of_images_that_cannot_be_written(daemon, tmp):
-    need('qemu-img')
-    path = tmp / 'e.qcow2'
-    make_with_reference(path, {})
+def test_keys_of_images_that_cannot_be_written(daemon, path):
     served = daemon(*SECRET, *OTHER)
     open_image(served, path, read_only=True)
     before = path.read_bytes()
@@ -118,11 +130,8 @@ def test_keys_of_images_that_cannot_be_written(daemon, tmp):
     assert path.read_bytes() == before
 
 
-def test_keys_are_not_written_over_tables(daemon, tmp):
+def test_keys_are_not_written_over_tables(daemon, path):
     """A damaged image whose header is said to go on over the L1 table."""
-    need('qemu-img')
-    path = tmp / 'e.qcow2'
-    make_with_reference(path, {})
     data = bytearray(path.read_bytes())
     at = data.index(bytes.fromhex('0537be77')) + 8
     header, l1 = int.from_bytes(data[at : at + 8], 'big'), int.from_bytes(data[40:48], 'big')
@@ -183,10 +192,8 @@ def test_old_aes_is_read_only(daemon, tmp, rng):
     assert path.read_bytes() == before
 
 
-def test_refused(daemon, tmp):
+def test_refused(daemon, path, tmp):
     """With the words of the reference."""
-    need('qemu-img')
-    make_with_reference(tmp / 'e.qcow2', {})
     run('qemu-img', 'create', '-q', '-f', 'qcow2', tmp / 'p.qcow2', '1M')
     served = daemon(*SECRET, '--object', 'secret,id=t,data=y')
     for message, name, options in (
@@ -202,14 +209,12 @@ def test_refused(daemon, tmp):
 
 
 @pytest.mark.parametrize('at,value', [(16, b'\xff' * 8), (16, b'\0' * 7 + b'\1'), (24, b'\x7f' * 8), (24, b'\0' * 8)])
-def test_damaged_pointer_to_the_header(at, value, daemon, tmp):
+def test_damaged_pointer_to_the_header(at, value, daemon, path):
     """Offset and length of the LUKS header in the image are not believed."""
-    need('qemu-img')
-    make_with_reference(tmp / 'e.qcow2', {})
-    data = bytearray((tmp / 'e.qcow2').read_bytes())
+    data = bytearray(path.read_bytes())
     start = data.index(bytes.fromhex('0537be77')) - 8
     data[start + at : start + at + 8] = value
-    (tmp / 'e.qcow2').write_bytes(data)
+    path.write_bytes(data)
     served = daemon(*SECRET)
     with pytest.raises(QmpError):
-        open_image(served, tmp / 'e.qcow2')
+        open_image(served, path)
