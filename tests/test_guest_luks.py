@@ -234,9 +234,9 @@ def test_by_turns_with_dm_crypt(tmp, daemon, rng):
         volume.prepare(served, tmp, rng.getrandbits(32))
         described.append(volume.for_guest(len(files)))
         files += volume.files()
-    # Programs that are always at the same addresses are translated once.
-    options = 'norandmaps cryptomgr.notests'
-    guest = Guest(programs=['cryptsetup'], files=[CONTENT_MODULE], qemu_args=disks(files), append=options)
+    guest = Guest(
+        programs=['cryptsetup'], files=[CONTENT_MODULE], qemu_args=disks(files), append='cryptomgr.notests'
+    )
     with start_or_skip(guest, 'luks.py', [json.dumps(described)]) as machine:
         machine.wait_for('host', 300)
         if all(check.passed for check in parse_checks(machine.output)):

@@ -85,8 +85,10 @@ ACCOUNTS = {
 }
 
 
+# Programs that are always at the same addresses are translated once.
 KERNEL_OPTIONS = (
-    'console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init tsc=reliable random.trust_cpu=on mitigations=off nokaslr'
+    'console=ttyS0 quiet loglevel=4 panic=-1 rdinit=/init tsc=reliable random.trust_cpu=on mitigations=off nokaslr '
+    'norandmaps'
 )
 USUAL_BOOT = 20  # seconds until a level is ready on a quiet machine; as in tests/guest/lab.py
 FIRMWARE = ('/usr/share/seabios', '/usr/share/qemu')  # an unpacked QEMU takes the installed one's
