@@ -27,22 +27,6 @@ def pytest_configure(config):
         raise pytest.UsageError(f'{BINARY} is not built (GRANARY_DAEMON names another)')
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config, items):
-    """Guests take longest. Several processes (of pytest-xdist, which deals in turn) begin with them, all but one, so that
-    none is left alone with them at the end."""
-    processes = getattr(config, 'workerinput', {}).get('workercount', 1)
-    if processes == 1:
-        return
-    guests = [item for item in items if item.get_closest_marker('guest')]
-    others = [item for item in items if not item.get_closest_marker('guest')]
-    items.clear()
-    while guests:
-        items += guests[: processes - 1] + others[:1]
-        del guests[: processes - 1], others[:1]
-    items += others
-
-
 @pytest.fixture
 def tmp():
     """A directory with a short path, because socket paths are limited to 107 bytes."""

@@ -111,7 +111,8 @@ def system_tests(totals, directory, name, *arguments, environment=None):
         ).returncode
         == 0
     ):
-        command += ['-n', str(int(JOBS) + 1), '--dist', 'load']
+        # By files: single tests are dealt in long runs, of which one has all the guests.
+        command += ['-n', str(int(JOBS) + 1), '--dist', 'loadfile']
     done = subprocess.run(command, cwd=TOP / 'tests', env=env, check=False)
     cases = list(ElementTree.parse(report).iter('testcase')) if report.exists() else []
     for case in cases:
